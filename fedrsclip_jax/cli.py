@@ -1,0 +1,158 @@
+"""The command line: verbs, flags and exit codes. Parsing only; nothing here imports JAX until a verb runs.
+
+Exit codes: 0 all is well, 2 bad input (one line says what and how to mend it), 130 interrupted.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedrsclip_jax import __version__
+from fedrsclip_jax.errors import InputError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser()
+    try:
+        known, rest = parser.parse_known_args(words)
+        if known.verb is None:
+            parser.print_help()
+            return 0
+        known.run(known, _overrides(rest))
+    except InputError as error:
+        print(f"fedrsclip: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("fedrsclip: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fedrsclip",
+        description="Federated prompt learning of CLIP for remote-sensing scene classification.",
+        epilog="Every key of a configuration can be set as --config.KEY=VALUE, such as --config.rounds=5.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"fedrsclip_jax {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB")
+
+    def verb(name: str, run: Any, help: str, example: str) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(
+            name,
+            help=help,
+            description=help,
+            epilog=f"example: {example}",
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(run=run)
+        sub.add_argument("--quiet", action="store_true", help="no progress, results only")
+        return sub
+
+    train = verb(
+        "train",
+        _train,
+        "run a federation, or a method beside its baselines over seeds",
+        "fedrsclip train --config=configs/aid.py --config.backbone=runs/aid_clip --workdir=runs/aid",
+    )
+    train.add_argument("--config", metavar="FILE[:ARG]", help="configuration; default configs/quickstart.py")
+    train.add_argument("--workdir", type=Path, help="new folder for results; default runs/NAME-TIME")
+
+    evaluate = verb(
+        "evaluate",
+        _evaluate,
+        "score the last checkpoint of a run again",
+        "fedrsclip evaluate --workdir=runs/aid",
+    )
+    evaluate.add_argument("--workdir", type=Path, required=True, help="folder of a run")
+
+    pretrain = verb(
+        "pretrain",
+        _pretrain,
+        "train a small CLIP of one's own and write it as a Hugging Face folder",
+        "fedrsclip pretrain --config=configs/pretrain_aid.py --workdir=runs/aid_clip",
+    )
+    pretrain.add_argument("--config", metavar="FILE[:ARG]", required=True, help="configuration")
+    pretrain.add_argument("--workdir", type=Path, help="new folder for the CLIP; default runs/NAME-TIME")
+    return parser
+
+
+def _overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
+    """`--config.KEY=VALUE` and `--config.KEY VALUE` as pairs."""
+    pairs, words = [], list(rest)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--config."):
+            raise InputError(f"unknown argument {word!r}; configuration keys are set as --config.KEY=VALUE")
+        name, equals, value = word.removeprefix("--config.").partition("=")
+        if not equals:
+            if not words or words[0].startswith("--"):
+                raise InputError(f"{word} has no value; write {word}=VALUE")
+            value = words.pop(0)
+        pairs.append((name, value))
+    return pairs
+
+
+def _workdir(given: Path | None, config: str) -> Path:
+    return given or Path("runs") / f"{Path(config.partition(':')[0]).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _train(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+    from fedrsclip_jax import config as configuration
+
+    file = known.config or str(configuration.default_file())
+    config = configuration.resolve(configuration.Config, configuration.load_file(file), overrides)
+    workdir = _workdir(known.workdir, file)
+
+    from rich.console import Console
+
+    from fedrsclip_jax import comparison, compilation
+    from fedrsclip_jax.progress import Progress
+
+    compilation.keep_on_disk()
+    result = comparison.compare(config, workdir, Progress(quiet=known.quiet))
+    comparison.show(result, Console())
+    print(f"results in {workdir}")
+
+
+def _evaluate(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+    from rich.console import Console
+
+    from fedrsclip_jax import comparison, compilation, evaluation
+    from fedrsclip_jax.progress import Progress
+
+    compilation.keep_on_disk()
+    result = evaluation.evaluate_run(known.workdir, overrides, Progress(quiet=known.quiet))
+    comparison.show(result, Console())
+
+
+def _pretrain(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+    from fedrsclip_jax import config as configuration
+
+    config = configuration.resolve(
+        configuration.PretrainConfig, configuration.load_file(known.config), overrides
+    )
+    workdir = _workdir(known.workdir, known.config)
+
+    from fedrsclip_jax import compilation
+    from fedrsclip_jax.pretrain import pretrain
+    from fedrsclip_jax.progress import Progress
+
+    compilation.keep_on_disk()
+    result = pretrain(config, workdir, Progress(quiet=known.quiet))
+    print(
+        f"zero-shot {100 * result['zero_shot_accuracy_held_out']:.1f} % on {result['held_out']} held-out images "
+        f"(chance {100 * result['chance']:.1f} %), {result['parameters'] / 1e6:.1f} M parameters, "
+        f"{result['seconds']:.0f} s\nbackbone in {workdir}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""What a client needs of the frozen CLIP once images are features: the text tower, the names, the scale."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from fedrsclip_jax.clip.model import unit
+from fedrsclip_jax.clip.text import Suffixes, TextTower
+
+CLASS_POSITIONS = ("end", "middle", "front")
+
+
+class Backbone(nnx.Module):
+    """The frozen text side of CLIP, bound to the class names of one task.
+
+    Attributes:
+      text: the text tower.
+      scale: exp(logit_scale), the factor on cosines before the softmax.
+      suffixes: tokens of `name . [EOS]` per class.
+      zero_shot: unit-norm features [classes, embed] of the hand-written template, for the zero-shot row.
+      class_position: where the name stands to the context: `end` (behind it, the default), `middle` or `front`.
+    """
+
+    def __init__(
+        self,
+        text: TextTower,
+        scale: Float[Array, ""],
+        suffixes: Suffixes,
+        zero_shot: Float[Array, "classes embed"],
+        class_position: str = "end",
+    ):
+        self.text = text
+        self.scale = nnx.data(scale)
+        self.suffixes = nnx.data(suffixes)
+        self.zero_shot = nnx.data(zero_shot)
+        self.class_position = class_position
+
+    @property
+    def num_classes(self) -> int:
+        return self.suffixes.tokens.shape[0]
+
+    def encode(self, context: Float[Array, "context width"]) -> Float[Array, "classes embed"]:
+        """Unit-norm text features of every class behind one context."""
+        if self.class_position == "end":
+            return unit(self.text.prompted(context, self.suffixes))
+        before = {"middle": context.shape[0] // 2, "front": 0}[self.class_position]
+        return unit(self.text.plain(*interleave(self.text, context, self.suffixes, before)))
+
+
+def interleave(
+    text: TextTower, context: Float[Array, "context width"], suffixes: Suffixes, before: int
+) -> tuple[Float[Array, "classes length width"], Array]:
+    """Embeddings of `[SOS] context[:before] name context[before:] . [EOS]` and the position of EOS.
+
+    With `before = len(context)` this is the usual order written out in full, the oracle of `prompted`.
+    """
+    m = context.shape[0]
+    token = text.token[...]
+    name_length = suffixes.eos[:, None] - 1  # the full stop is one token and stands before EOS
+    at = jnp.arange(m + suffixes.tokens.shape[1])[None]
+    in_context = (at < before) | ((at >= before + name_length) & (at < m + name_length))
+    slot = jnp.where(at < before, at, at - name_length).clip(0, m - 1)
+    word = jnp.where(at < before + name_length, at - before, at - m).clip(0, suffixes.tokens.shape[1] - 1)
+    words = token[jnp.take_along_axis(suffixes.tokens, word, axis=1)]
+    body = jnp.where(in_context[..., None], context[slot].astype(token.dtype), words)
+    first = jnp.broadcast_to(token[text.sos_id], (body.shape[0], 1, body.shape[2]))
+    return jnp.concatenate([first, body], axis=1), suffixes.eos + 1 + m

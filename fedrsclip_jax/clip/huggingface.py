@@ -1,0 +1,320 @@
+"""CLIP folders in Hugging Face layout, read into Flax and written back.
+
+A folder holds `config.json`, the weights (`model.safetensors`, or shards with `model.safetensors.index.json`),
+the tokenizer and `preprocessor_config.json`.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from fedrsclip_jax.clip.model import CLIP, CLIPConfig
+from fedrsclip_jax.clip.transformer import ACTIVATIONS, TowerConfig
+from fedrsclip_jax.errors import InputError
+
+TINY = Path(__file__).parent.parent / "assets" / "tiny_clip"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+# Buffers of older files that hold arange(n) and nothing learnt.
+_IGNORED = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One Flax variable and the tensors of the file that it is made of.
+
+    Attributes:
+      path: attribute path of the variable in `CLIP`.
+      names: tensors in the file, in the order in which they are joined along the last Flax axis.
+      shape: shape of each tensor in the file.
+      to_flax, to_file: change of axes between the two.
+    """
+
+    path: tuple[str | int, ...]
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    to_flax: Callable[[np.ndarray], np.ndarray] = np.asarray
+    to_file: Callable[[np.ndarray], np.ndarray] = np.asarray
+
+
+def tensors(config: CLIPConfig) -> Iterator[Tensor]:
+    """The whole correspondence between `CLIP` and a Hugging Face CLIP, a variable at a time."""
+
+    def linear(path, names, inputs, outputs, bias=True):
+        names = (names,) if isinstance(names, str) else names
+        weights = tuple(f"{n}.weight" for n in names)
+        yield Tensor((*path, "kernel"), weights, (outputs, inputs), np.transpose, np.transpose)
+        if bias:
+            yield Tensor((*path, "bias"), tuple(f"{n}.bias" for n in names), (outputs,))
+
+    def norm(path, name, width):
+        yield Tensor((*path, "scale"), (f"{name}.weight",), (width,))
+        yield Tensor((*path, "bias"), (f"{name}.bias",), (width,))
+
+    def blocks(tower: TowerConfig, side: str):
+        for i in range(tower.layers):
+            at, name, width = (side, "blocks", i), f"{side}_model.encoder.layers.{i}", tower.width
+            yield from norm((*at, "norm_attention"), f"{name}.layer_norm1", width)
+            fused = tuple(f"{name}.self_attn.{x}_proj" for x in "qkv")
+            yield from linear((*at, "qkv"), fused, width, width)
+            yield from linear((*at, "out"), f"{name}.self_attn.out_proj", width, width)
+            yield from norm((*at, "norm_mlp"), f"{name}.layer_norm2", width)
+            yield from linear((*at, "mlp_in"), f"{name}.mlp.fc1", width, tower.mlp_width)
+            yield from linear((*at, "mlp_out"), f"{name}.mlp.fc2", tower.mlp_width, width)
+
+    text, vision, patch = config.text.width, config.vision.width, config.patch_size
+    yield Tensor(("logit_scale",), ("logit_scale",), ())
+    words, places = "text_model.embeddings.token_embedding", "text_model.embeddings.position_embedding"
+    yield Tensor(("text", "token"), (f"{words}.weight",), (config.vocabulary, text))
+    yield Tensor(("text", "position"), (f"{places}.weight",), (config.positions, text))
+    yield from blocks(config.text, "text")
+    yield from norm(("text", "norm_post"), "text_model.final_layer_norm", text)
+    yield from linear(("text", "projection"), "text_projection", text, config.embed, bias=False)
+
+    embeddings = "vision_model.embeddings"
+    tokens = (config.image_size // patch) ** 2 + 1
+    yield Tensor(("vision", "class_token"), (f"{embeddings}.class_embedding",), (vision,))
+    yield Tensor(("vision", "position"), (f"{embeddings}.position_embedding.weight",), (tokens, vision))
+    yield Tensor(
+        ("vision", "patch", "kernel"),
+        (f"{embeddings}.patch_embedding.weight",),
+        (vision, 3, patch, patch),
+        # A convolution in PyTorch is [out, in, height, width]; ours is a matrix over (height, width, in).
+        lambda w: w.transpose(2, 3, 1, 0).reshape(-1, vision),
+        lambda w: w.reshape(patch, patch, 3, vision).transpose(3, 2, 0, 1),
+    )
+    yield from norm(("vision", "norm_pre"), "vision_model.pre_layrnorm", vision)
+    yield from blocks(config.vision, "vision")
+    yield from norm(("vision", "norm_post"), "vision_model.post_layernorm", vision)
+    yield from linear(("vision", "projection"), "visual_projection", vision, config.embed, bias=False)
+
+
+def resolve(backbone: str) -> Path:
+    """The folder of a backbone: `tiny`, a folder, or a Hugging Face name (downloaded once, then cached)."""
+    if backbone == "tiny":
+        return TINY
+    folder = Path(backbone).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or backbone.startswith(".") or backbone.count("/") != 1:
+        raise InputError(
+            f"backbone: {backbone!r} is no folder; give `tiny`, a folder with config.json and {WEIGHTS}, or a "
+            "Hugging Face name such as openai/clip-vit-base-patch16"
+        )
+    import huggingface_hub
+
+    download = partial(
+        huggingface_hub.snapshot_download,
+        backbone,
+        allow_patterns=["*.json", "*.txt", "*.safetensors"],
+    )
+    try:
+        return Path(download(local_files_only=True))
+    except Exception:  # not in the cache: any reason is as good as another, the network decides
+        pass
+    try:
+        return Path(download())
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"backbone: {backbone!r} is neither a folder here nor could it be fetched from Hugging Face "
+            f"({reason}); download it where there is a network and give its folder"
+        ) from error
+
+
+def read_config(folder: Path) -> CLIPConfig:
+    """`config.json` of a CLIP folder; missing keys take Hugging Face's defaults."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InputError(
+            f"backbone: {folder} has no config.json; it must be a CLIP folder in Hugging Face layout"
+        )
+    try:
+        written = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"backbone: {path} is not JSON ({error}); download the folder again") from error
+    if written.get("model_type") != "clip":
+        raise InputError(
+            f"backbone: {path} describes a {written.get('model_type')!r} model; only model_type `clip` is supported"
+        )
+    from transformers import CLIPConfig as HuggingFaceConfig
+
+    config = HuggingFaceConfig.from_dict(written)
+
+    def tower(side) -> TowerConfig:
+        if side.hidden_act not in ACTIVATIONS:
+            raise InputError(
+                f"backbone: {path} asks for activation {side.hidden_act!r}; supported are {', '.join(ACTIVATIONS)}"
+            )
+        return TowerConfig(
+            width=side.hidden_size,
+            layers=side.num_hidden_layers,
+            heads=side.num_attention_heads,
+            mlp_width=side.intermediate_size,
+            activation=side.hidden_act,
+            eps=side.layer_norm_eps,
+        )
+
+    text, vision = config.text_config, config.vision_config
+    # Older configurations say 2, and transformers then reads the highest id, which is EOS (see its CLIPTextModel).
+    eos = text.vocab_size - 1 if text.eos_token_id == 2 else text.eos_token_id
+    sos = text.vocab_size - 2 if text.eos_token_id == 2 else text.bos_token_id
+    return CLIPConfig(
+        text=tower(text),
+        vision=tower(vision),
+        embed=config.projection_dim,
+        vocabulary=text.vocab_size,
+        positions=text.max_position_embeddings,
+        image_size=vision.image_size,
+        patch_size=vision.patch_size,
+        sos_id=sos,
+        eos_id=eos,
+    )
+
+
+def load_clip(folder: Path, dtype: str = "float32") -> tuple[CLIP, CLIPConfig]:
+    """The CLIP of a folder with its weights in `dtype`.
+
+    Raises:
+      InputError: a file or tensor is missing, a tensor is superfluous or of the wrong shape; names both.
+    """
+    config = read_config(folder)
+    files = _weight_files(folder)
+    located = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="np") as handle:
+                located |= dict.fromkeys(handle.keys(), file)
+        except Exception as error:
+            raise InputError(f"backbone: {file} cannot be read ({error}); download it again") from error
+
+    where = files[0] if len(files) == 1 else folder / INDEX
+    table = list(tensors(config))
+    wanted = {name for tensor in table for name in tensor.names}
+    for name in sorted(wanted - located.keys()):
+        raise InputError(f"backbone: tensor {name} is missing in {where}; config.json asks for it")
+    for name in sorted(located.keys() - wanted - set(_IGNORED)):
+        raise InputError(f"backbone: tensor {name} in {located[name]} belongs to no CLIP of this config.json")
+
+    handles = {file: safe_open(file, framework="np") for file in files}
+    abstract = nnx.eval_shape(lambda: CLIP(config, rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(abstract)
+    flat = {}
+    for tensor in table:
+        parts = []
+        for name in tensor.names:
+            value = _read(handles[located[name]], located[name], name)
+            if value.shape != tensor.shape:
+                raise InputError(
+                    f"backbone: tensor {name} in {located[name]} has shape {list(value.shape)}; "
+                    f"config.json asks for {list(tensor.shape)}"
+                )
+            parts.append(tensor.to_flax(value))
+        joined = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+        flat[tensor.path] = jnp.asarray(joined, jnp.float32 if tensor.path == ("logit_scale",) else dtype)
+
+    def fill(path, variable):
+        return variable.replace(flat.pop(tuple(path)))
+
+    state = nnx.map_state(fill, state)
+    if flat:
+        raise AssertionError(f"no variable for {list(flat)}")
+    return nnx.merge(graph, state), config
+
+
+def save_clip(clip: CLIP, config: CLIPConfig, folder: Path, dtype: str = "float32") -> None:
+    """Writes `config.json` and `model.safetensors`, which `transformers.CLIPModel.from_pretrained` loads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _, state = nnx.split(clip)
+    flat = {tuple(path): np.asarray(variable[...], np.float32) for path, variable in nnx.to_flat_state(state)}
+    written = {}
+    for tensor in tensors(config):
+        joined = flat[tensor.path]
+        parts = [joined] if len(tensor.names) == 1 else np.split(joined, len(tensor.names), axis=-1)
+        for name, part in zip(tensor.names, parts, strict=True):
+            written[name] = np.ascontiguousarray(tensor.to_file(part)).astype(dtype).reshape(tensor.shape)
+    save_file(written, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(_config_json(config, dtype), indent=2) + "\n")
+
+
+def weights_digest(folder: Path) -> str:
+    """sha256 over the configuration and the weight files: the identity of a backbone."""
+    digest = hashlib.sha256()
+    for file in (folder / "config.json", *_weight_files(folder)):
+        with open(file, "rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _config_json(config: CLIPConfig, dtype: str) -> dict:
+    def tower(side: TowerConfig, kind: str) -> dict:
+        return {
+            "model_type": kind,
+            "hidden_size": side.width,
+            "num_hidden_layers": side.layers,
+            "num_attention_heads": side.heads,
+            "intermediate_size": side.mlp_width,
+            "hidden_act": side.activation,
+            "layer_norm_eps": side.eps,
+            "projection_dim": config.embed,
+        }
+
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "dtype": dtype,
+        "projection_dim": config.embed,
+        "logit_scale_init_value": float(np.log(1 / 0.07)),
+        "text_config": tower(config.text, "clip_text_model")
+        | {
+            "vocab_size": config.vocabulary,
+            "max_position_embeddings": config.positions,
+            "bos_token_id": config.sos_id,
+            "eos_token_id": config.eos_id,
+            "pad_token_id": config.eos_id,
+        },
+        "vision_config": tower(config.vision, "clip_vision_model")
+        | {"image_size": config.image_size, "patch_size": config.patch_size, "num_channels": 3},
+    }
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder, in order; the index, where there is one, says which."""
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    index = folder / INDEX
+    if not index.is_file():
+        raise InputError(
+            f"backbone: {folder} has no weights; expected {WEIGHTS}, or {INDEX} with its shards "
+            "(a PyTorch .bin can be converted with transformers' save_pretrained)"
+        )
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError) as error:
+        raise InputError(f"backbone: {index} is no index of shards ({error!r}); download it again") from error
+    files = [folder / name for name in names]
+    for file in files:
+        if not file.is_file():
+            raise InputError(
+                f"backbone: {file} is missing although {index} lists it; download the folder again"
+            )
+    return files
+
+
+def _read(handle, file: Path, name: str) -> np.ndarray:
+    try:
+        return np.asarray(handle.get_tensor(name))
+    except TypeError:  # bfloat16 is no NumPy type; ml_dtypes, which comes with JAX, has it
+        from safetensors.flax import load_file
+
+        return np.asarray(load_file(file)[name].astype(jnp.float32))
+    except Exception as error:
+        raise InputError(f"backbone: tensor {name} in {file} cannot be read ({error})") from error

@@ -1,0 +1,62 @@
+"""Images as CLIP wants them: resized, cropped and normalised as `preprocessor_config.json` says."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from fedrsclip_jax.errors import InputError
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's training images, RGB in 0 to 1
+STD = (0.26862954, 0.26130258, 0.27577711)
+SETTINGS = "preprocessor_config.json"
+
+Preprocess = Callable[[Sequence[UInt8[np.ndarray, "_h _w 3"]]], Float[np.ndarray, "batch size size 3"]]
+
+
+def load_preprocess(folder: Path) -> tuple[Preprocess, str]:
+    """The image preprocessing of a CLIP folder, and the digest of its settings (for the feature cache)."""
+    path = folder / SETTINGS
+    if not path.is_file():
+        raise InputError(f"backbone: {folder} has no {SETTINGS}; download the whole folder")
+    from transformers.models.clip import CLIPImageProcessorPil
+
+    settings = json.loads(path.read_text())
+    processor = CLIPImageProcessorPil(
+        **{k: v for k, v in settings.items() if k not in ("image_processor_type", "feature_extractor_type")}
+    )
+
+    def preprocess(images):
+        pixels = processor(list(images), return_tensors="np", input_data_format="channels_last")[
+            "pixel_values"
+        ]
+        return np.moveaxis(np.asarray(pixels, np.float32), 1, -1)
+
+    return preprocess, hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def save_preprocess(folder: Path, size: int) -> None:
+    """Writes the settings of OpenAI's preprocessing for images of `size` pixels."""
+    settings = {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": size},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(MEAN),
+        "image_std": list(STD),
+        "do_convert_rgb": True,
+    }
+    (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def normalise(images: UInt8[np.ndarray, "batch size size 3"]) -> Float[np.ndarray, "batch size size 3"]:
+    """Images already of the right size, scaled and normalised with OpenAI's mean and deviation."""
+    return ((images / np.float32(255) - np.float32(MEAN)) / np.float32(STD)).astype(np.float32)

@@ -1,0 +1,73 @@
+"""Class names and captions as token ids, through Hugging Face tokenizers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from fedrsclip_jax.clip.model import CLIPConfig
+from fedrsclip_jax.clip.text import Suffixes
+from fedrsclip_jax.errors import InputError
+
+TEMPLATE = "a satellite photo of a {}."
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a CLIP folder (`tokenizer.json`, or `vocab.json` with `merges.txt`)."""
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise InputError(
+            f"backbone: {folder} has no tokenizer.json (nor vocab.json); download the whole folder"
+        )
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def words(tokenizer: Any, text: str) -> list[int]:
+    """Ids of a text without the start and end tokens."""
+    return tokenizer(text, add_special_tokens=False).input_ids
+
+
+def tokenize(
+    tokenizer: Any, texts: Sequence[str], config: CLIPConfig, *, truncate: bool = False
+) -> Int[np.ndarray, "texts length"]:
+    """`[SOS] text [EOS]` per row, padded with EOS to the longest.
+
+    Raises:
+      InputError: a text is longer than the tower reads, unless `truncate`.
+    """
+    rows = [words(tokenizer, text) for text in texts]
+    room = config.positions - 2
+    for text, row in zip(texts, rows, strict=True):
+        if len(row) > room and not truncate:
+            raise InputError(
+                f"text {text!r} has {len(row)} tokens; this CLIP reads at most {room}; shorten it"
+            )
+    rows = [row[:room] for row in rows]
+    out = np.full((len(rows), max(map(len, rows)) + 2), config.eos_id, np.int32)
+    out[:, 0] = config.sos_id
+    for i, row in enumerate(rows):
+        out[i, 1 : 1 + len(row)] = row
+    return out
+
+
+def suffixes(tokenizer: Any, class_names: Sequence[str], config: CLIPConfig, context: int) -> Suffixes:
+    """Tokens of `name . [EOS]` per class, for a context of `context` tokens in front.
+
+    Raises:
+      InputError: the longest class and the context do not fit into the tower.
+    """
+    rows = [words(tokenizer, f"{name}.") for name in class_names]
+    longest = int(np.argmax([len(row) for row in rows]))
+    needed = 1 + context + len(rows[longest]) + 1
+    if needed > config.positions:
+        raise InputError(
+            f"method.context_tokens: {context} in front of {class_names[longest]!r} make {needed} tokens; this "
+            f"CLIP reads {config.positions}; use at most {context - (needed - config.positions)}"
+        )
+    tokens = np.full((len(rows), len(rows[longest]) + 1), config.eos_id, np.int32)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = row
+    return Suffixes(tokens, np.asarray([len(row) for row in rows], np.int32))

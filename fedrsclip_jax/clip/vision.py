@@ -1,0 +1,40 @@
+"""The image tower of CLIP: a vision transformer read at its class token."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from fedrsclip_jax.clip.transformer import Block, TowerConfig
+
+
+class VisionTower(nnx.Module):
+    """ViT with a patch projection without bias, LN before and after the blocks, and a final projection."""
+
+    def __init__(self, config: TowerConfig, *, image_size: int, patch_size: int, embed: int, rngs: nnx.Rngs):
+        width = config.width
+        self.patch_size = patch_size
+        normal = nnx.initializers.normal
+        # A convolution whose stride is its kernel is one matrix product over flattened patches.
+        self.patch = nnx.Linear(
+            3 * patch_size**2, width, use_bias=False, kernel_init=normal(width**-0.5), rngs=rngs
+        )
+        tokens = (image_size // patch_size) ** 2 + 1
+        self.class_token = nnx.Param(normal(width**-0.5)(rngs.params(), (width,)))
+        self.position = nnx.Param(normal(width**-0.5)(rngs.params(), (tokens, width)))
+        self.norm_pre = nnx.LayerNorm(width, epsilon=config.eps, rngs=rngs)
+        self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.layers)])
+        self.norm_post = nnx.LayerNorm(width, epsilon=config.eps, rngs=rngs)
+        self.projection = nnx.Linear(width, embed, use_bias=False, kernel_init=normal(width**-0.5), rngs=rngs)
+
+    def __call__(self, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch embed"]:
+        """Projected features, not yet of unit norm, fp32; `images` are preprocessed (normalised)."""
+        n, height, width, _ = images.shape
+        size = self.patch_size
+        patches = images.reshape(n, height // size, size, width // size, size, 3).transpose(0, 1, 3, 2, 4, 5)
+        kernel = self.patch.kernel[...]
+        x = self.patch(patches.reshape(n, -1, 3 * size**2).astype(kernel.dtype))
+        first = jnp.broadcast_to(self.class_token[...], (n, 1, x.shape[-1]))
+        x = self.norm_pre(jnp.concatenate([first, x], axis=1) + self.position[...])
+        for block in self.blocks:
+            x = block(x)
+        return self.projection(self.norm_post(x[:, 0])).astype(jnp.float32)

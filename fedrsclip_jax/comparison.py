@@ -1,0 +1,126 @@
+"""A method beside its baselines, over seeds: every row of one seed has the same images and the same clients."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from fedrsclip_jax import experiment
+from fedrsclip_jax.config import Config
+from fedrsclip_jax.files import write_json
+from fedrsclip_jax.methods import find_method
+from fedrsclip_jax.progress import Progress
+from fedrsclip_jax.task import load_task
+
+TITLES = {
+    "zero_shot": "zero-shot CLIP",
+    "promptfl": "PromptFL (shared only)",
+    "local_coop": "local CoOp (private only)",
+    "fedrsclip": "FedRSCLIP (shared + private)",
+}
+
+
+def compare(config: Config, workdir: Path, progress: Progress) -> dict[str, Any]:
+    """Runs method and baselines for every seed.
+
+    The configured method with the first seed is the run of `workdir` itself; the others are complete runs below
+    `workdir/compared/`. `comparison.json` holds the table.
+
+    Returns:
+      The comparison: `rows` by name, `paired` differences of the method to each other row.
+    """
+    names = [*dict.fromkeys((*config.baselines, config.method.name))]
+    for name in names:
+        find_method(name, "method.name" if name == config.method.name else "baselines")
+    experiment.check_new(workdir)
+    task = load_task(config, progress)
+
+    summaries: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for seed in range(config.seed, config.seed + config.seeds):
+        # The configured method first: what it refuses is refused before anything is written.
+        for name in reversed(names):
+            alone = dataclasses.replace(
+                config, seed=seed, seeds=1, baselines=(), method=dataclasses.replace(config.method, name=name)
+            )
+            first = name == config.method.name and seed == config.seed
+            folder = workdir if first else workdir / "compared" / f"{name}-seed{seed}"
+            summaries[name].append(experiment.run(alone, task, folder, progress))
+    result = tabulate(summaries, config.method.name)
+    write_json(workdir / "comparison.json", result)
+    return result
+
+
+def tabulate(summaries: dict[str, list[dict[str, Any]]], method: str) -> dict[str, Any]:
+    """Means and deviations over seeds, and differences paired on equal partitions."""
+    own = {name: [s["personalised"]["mean"] for s in runs] for name, runs in summaries.items()}
+    worst = {name: [s["personalised"]["worst_decile"] for s in runs] for name, runs in summaries.items()}
+    pooled = {
+        name: [s["global"]["accuracy"] for s in runs]
+        for name, runs in summaries.items()
+        if runs[0][
+            "uplink_params_per_client_round"
+        ]  # without a shared prompt there is no model of the federation
+    }
+    zero = [s["zero_shot"] for s in summaries[method]]
+    own = {"zero_shot": [z["on_clients"]["mean"] for z in zero], **own}
+    worst = {"zero_shot": [z["on_clients"]["worst_decile"] for z in zero], **worst}
+    pooled = {"zero_shot": [z["accuracy"] for z in zero], **pooled}
+    rows = {
+        name: {
+            "on_clients": _spread(own[name]),
+            "worst_decile": _spread(worst[name]),
+            "pooled": _spread(pooled[name]) if name in pooled else None,
+            "uplink_params": summaries[name][0]["uplink_params_per_client_round"] if name in summaries else 0,
+        }
+        for name in own
+    }
+    paired = {
+        f"{method} - {name}": _spread(list(np.subtract(own[method], own[name])))
+        for name in own
+        if name != method
+    }
+    if "promptfl" in own and method != "promptfl":
+        paired["promptfl - zero_shot"] = _spread(list(np.subtract(own["promptfl"], own["zero_shot"])))
+    return {"seeds": [s["seed"] for s in summaries[method]], "rows": rows, "paired_on_clients": paired}
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    """The closing table."""
+    seeds = len(result["seeds"])
+    table = Table(
+        title=f"accuracy in %, mean ± standard deviation of {seeds} seeds" if seeds > 1 else "accuracy in %",
+        title_justify="left",
+    )
+    table.add_column("")
+    for heading in (
+        "own test images,\nmean of clients",
+        "worst tenth\nof clients",
+        "pooled test images,\nglobal model",
+    ):
+        table.add_column(heading, justify="right")
+    table.add_column("numbers sent per\nclient and round", justify="right")
+    for name, row in result["rows"].items():
+        cells = (_percent(row[column]) for column in ("on_clients", "worst_decile", "pooled"))
+        table.add_row(TITLES.get(name, name), *cells, f"{row['uplink_params']:,}")
+    console.print(table)
+    for difference, spread in result["paired_on_clients"].items():
+        console.print(
+            f"  {difference}: {_percent(spread, sign=True)} points on the clients' own images",
+            highlight=False,
+        )
+
+
+def _spread(values: list[float]) -> dict[str, Any]:
+    """Mean, standard deviation of the sample (None for a single seed) and the values themselves."""
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "std": std, "values": [float(v) for v in values]}
+
+
+def _percent(spread: dict[str, Any] | None, sign: bool = False) -> str:
+    if spread is None:
+        return "-"
+    mean = f"{100 * spread['mean']:{'+' if sign else ''}.1f}"
+    return mean if spread["std"] is None else f"{mean} ± {100 * spread['std']:.1f}"

@@ -1,0 +1,38 @@
+"""Time that goes into compiling, kept apart from time that goes into running."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import jax
+
+_total = 0.0
+
+
+def _listen(event: str, seconds: float, **_) -> None:
+    """JAX reports tracing, lowering and compiling of every program it builds."""
+    global _total
+    if event.startswith("/jax/core/compile/"):
+        _total += seconds
+
+
+jax.monitoring.register_event_duration_secs_listener(_listen)
+
+
+class Clock:
+    """Adds up seconds by phase; what JAX spends on building programs goes to `compile`."""
+
+    @contextmanager
+    def measure(self, seconds: dict[str, float], phase: str) -> Iterator[None]:
+        began, before = time.perf_counter(), _total
+        yield
+        compiling = min(_total - before, time.perf_counter() - began)
+        seconds["compile"] += compiling
+        seconds[phase] += time.perf_counter() - began - compiling
+
+
+def keep_on_disk() -> None:
+    """Keeps compiled programs between processes, beside the feature cache."""
+    from fedrsclip_jax.data.features import default_cache_dir
+
+    jax.config.update("jax_compilation_cache_dir", str(default_cache_dir() / "xla"))

@@ -1,0 +1,330 @@
+"""Every key of a configuration with its default, meaning and unit; a ConfigDict in, a checked frozen dataclass out.
+
+Precedence, later wins: the defaults here, the configuration file, `--config.KEY=VALUE` on the command line.
+This module imports no JAX, so that a mistyped key is answered at once.
+"""
+
+import ast
+import dataclasses
+import difflib
+import hashlib
+import importlib.util
+import json
+import math
+import sys
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fedrsclip_jax.errors import InputError
+
+T = TypeVar("T")
+
+
+def key(
+    default: Any, meaning: str, *, among: Sequence[str] = (), low: float = -math.inf, high: float = math.inf
+):
+    """One key: its default, its meaning with the unit, and what is allowed."""
+    return dataclasses.field(
+        default=default, metadata={"meaning": meaning, "among": tuple(among), "low": low, "high": high}
+    )
+
+
+def group(cls: type[T]) -> T:
+    """A group of keys."""
+    return dataclasses.field(default_factory=cls)
+
+
+@dataclass(frozen=True)
+class ScenesConfig:
+    count: int = key(2400, "scenes drawn, all classes together", low=1)
+    seed: int = key(7, "of the drawing; independent of the run's seed, so that seeds share images", low=0)
+    domains: tuple = key((), "sensor domains; empty for those that pretraining has not seen")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    source: str = key("scenes", "`scenes`, `folder:PATH` (a folder a class) or `tfds:NAME`")
+    half: str = key(
+        "all", "images used: `all`, or one of two disjoint halves", among=("all", "pretrain", "federate")
+    )
+    half_seed: int = key(0, "of the halves; pretraining and federation must agree", low=0)
+    test_fraction: float = key(0.2, "share of each class kept for testing", low=0.0, high=1.0)
+    views: int = key(1, "augmented views cached per training image; 1 is the plain image alone", low=1)
+    image_size: int = key(
+        64, "pixels; of drawn scenes and in pretraining (a backbone brings its own)", low=16
+    )
+    skip_unreadable: bool = key(False, "leave out and count images that cannot be read, instead of stopping")
+    tfds_dir: str = key("", "folder of prepared TFDS data sets; empty for TFDS's own default")
+    scenes: ScenesConfig = group(ScenesConfig)
+
+
+@dataclass(frozen=True)
+class PartitionConfig:
+    kind: str = key(
+        "dirichlet", "how images fall to clients", among=("iid", "dirichlet", "classes", "domain")
+    )
+    clients: int = key(10, "institutions in the federation; 1 is centralised training", low=1)
+    alpha: float = key(0.1, "concentration of `dirichlet`; small is uneven")
+    classes_per_client: int = key(2, "of `classes`", low=1)
+    min_examples: int = key(8, "training images every client has at least", low=1)
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    name: str = key("fedrsclip", "what is trained; see fedrsclip_jax/methods")
+    context_tokens: int = key(4, "tokens of a prompt (m); m x text width numbers travel", low=1)
+    context_init: str = key("", "words that a prompt starts from; empty for N(0, 0.02^2)")
+    class_position: str = key("end", "of the class name to the context", among=("end", "middle", "front"))
+    combine: str = key("logits", "of shared and private prompt", among=("logits", "features", "concat"))
+    pacl: str = key("features", "what PACL compares", among=("features", "tokens"))
+    cmfac: str = key("cosine", "how CMFAC ties text to images", among=("cosine", "contrastive"))
+    pacl_weight: float = key(0.3, "weight of PACL in the loss", low=0.0)
+    cmfac_weight: float = key(0.5, "weight of CMFAC in the loss", low=0.0)
+
+
+@dataclass(frozen=True)
+class LocalConfig:
+    epochs: int = key(1, "passes of a client over its images in a round", low=1)
+    batch_size: int = key(32, "images in a step", low=1)
+    optimizer: str = key("sgd", "of a client; starts fresh each round", among=("sgd", "adam", "adamw"))
+    learning_rate: float = key(0.002, "of a client", low=0.0)
+    momentum: float = key(0.9, "of `sgd`, within a round; b1 of `adam`", low=0.0, high=1.0)
+    weight_decay: float = key(0.0, "of prompts", low=0.0)
+    proximal_weight: float = key(0.0, "FedProx's mu on the shared prompt; 0 is FedAvg", low=0.0)
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    aggregator: str = key("mean", "of the clients' changes, weighted by their images", among=("mean",))
+    optimizer: str = key(
+        "sgd", "applied to the average; sgd at 1 is FedAvg", among=("sgd", "momentum", "adam", "yogi")
+    )
+    learning_rate: float = key(1.0, "of the server", low=0.0)
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    every: int = key(5, "rounds between evaluations; the last round is always one", low=1)
+    split: str = key(
+        "test",
+        "images that are scored: `test`, or `validation`, a part of the training images, to choose settings on",
+        among=("test", "validation"),
+    )
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    every: int = key(0, "rounds between checkpoints; 0 keeps the last round alone", low=0)
+    keep: int = key(2, "checkpoints kept", low=1)
+
+
+@dataclass(frozen=True)
+class SpmdConfig:
+    devices: int = key(0, "devices used; 0 is all", low=0)
+    clients_per_device: int = key(0, "clients trained at a time on a device; 0 chooses by platform", low=0)
+
+
+@dataclass(frozen=True)
+class Config:
+    """One federated run, or a comparison of methods over seeds."""
+
+    seed: int = key(0, "of split, partition, cohorts, initial prompts and batches", low=0)
+    seeds: int = key(1, "runs, with seed, seed + 1, ...; each has its own partition", low=1)
+    baselines: tuple = key(
+        (), "methods trained beside method.name on the same partitions, for the closing table"
+    )
+    backbone: str = key("tiny", "`tiny` (embedded), a Hugging Face name, or a CLIP folder")
+    rounds: int = key(50, "of the federation", low=1)
+    cohort: int = key(0, "clients drawn a round; 0 is everyone", low=0)
+    dropout: float = key(0.0, "share of a cohort that fails to answer", low=0.0, high=1.0)
+    dtype: str = key(
+        "float32", "of the towers; prompts and losses stay float32", among=("float32", "bfloat16")
+    )
+    data: DataConfig = group(DataConfig)
+    partition: PartitionConfig = group(PartitionConfig)
+    method: MethodConfig = group(MethodConfig)
+    local: LocalConfig = group(LocalConfig)
+    server: ServerConfig = group(ServerConfig)
+    eval: EvalConfig = group(EvalConfig)
+    checkpoint: CheckpointConfig = group(CheckpointConfig)
+    spmd: SpmdConfig = group(SpmdConfig)
+
+
+@dataclass(frozen=True)
+class TowersConfig:
+    width: int = key(128, "channels of both towers", low=16)
+    vision_layers: int = key(4, "blocks of the image tower", low=1)
+    text_layers: int = key(3, "blocks of the text tower", low=1)
+    heads: int = key(4, "attention heads of both towers", low=1)
+    embed: int = key(128, "joint embedding", low=8)
+    patch_size: int = key(8, "pixels", low=2)
+    positions: int = key(40, "longest text in tokens", low=8)
+    vocabulary: int = key(512, "tokens of the byte-level BPE that is fitted to the captions", low=280)
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Contrastive training of a small CLIP."""
+
+    seed: int = key(0, "of weights, captions, alterations and batches", low=0)
+    epochs: int = key(30, "passes over the images", low=1)
+    batch_size: int = key(256, "images in a step", low=2)
+    learning_rate: float = key(1e-3, "peak of a cosine schedule with 5 % warm-up", low=0.0)
+    weight_decay: float = key(0.1, "AdamW's, on matrices", low=0.0)
+    min_crop: float = key(0.6, "smallest share of an image's area in a random crop", low=0.05, high=1.0)
+    validation_fraction: float = key(0.1, "images kept to report zero-shot accuracy on", low=0.01, high=0.5)
+    save_dtype: str = key("float16", "of the written weights", among=("float16", "float32"))
+    data: DataConfig = group(DataConfig)
+    model: TowersConfig = group(TowersConfig)
+
+
+def keys(cls: type, prefix: str = "") -> Iterator[tuple[str, type, dataclasses.Field]]:
+    """Every leaf key of a configuration: dotted name, type, field."""
+    for f in dataclasses.fields(cls):
+        kind = typing.cast(type, f.type)
+        if dataclasses.is_dataclass(kind):
+            yield from keys(kind, f"{prefix}{f.name}.")
+        else:
+            yield f"{prefix}{f.name}", kind, f
+
+
+def resolve(cls: type[T], written: Mapping[str, Any], overrides: Sequence[tuple[str, str]] = ()) -> T:
+    """A checked configuration from what a file says and what the command line adds.
+
+    Args:
+      cls: `Config` or `PretrainConfig`.
+      written: nested mapping (a ConfigDict or a dict) with any of the keys.
+      overrides: (dotted key, text) pairs; the text is read by the key's type.
+
+    Raises:
+      InputError: unknown key (the nearest is named), wrong type, value out of range.
+    """
+    known = {name: (kind, f) for name, kind, f in keys(cls)}
+    values: dict[str, Any] = {}
+    for name, value in _flatten(written, known):
+        values[name] = _typed(name, value, *_look_up(name, known))
+    for name, text in overrides:
+        kind, f = _look_up(name, known)
+        values[name] = _typed(name, _parse(name, text, kind), kind, f)
+    return _build(cls, values)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Nested plain dictionary, as `config.json` holds it."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def digest(config: Any) -> str:
+    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()
+
+
+def load_file(spec: str) -> Mapping[str, Any]:
+    """What `get_config` of a configuration file returns; `spec` is `FILE.py` or `FILE.py:ARGUMENT`."""
+    name, _, argument = spec.partition(":")
+    path = Path(name)
+    if not path.is_file():
+        near = [str(p) for p in sorted(path.parent.glob("*.py"))] if path.parent.is_dir() else []
+        hint = difflib.get_close_matches(name, near, 1)
+        raise InputError(f"--config: no file {name!r}" + (f"; did you mean {hint[0]}?" if hint else ""))
+    module_spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    assert module_spec is not None and module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+        get_config = module.get_config
+        return get_config(argument) if argument else get_config()
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"--config: {name} fails ({type(error).__name__}: {error}); it needs get_config(arg)"
+        ) from error
+
+
+def default_file() -> Path:
+    """`configs/quickstart.py`: of the present folder, of the source tree, or of the installed package."""
+    places = (Path.cwd(), Path(__file__).parent.parent, Path(sys.prefix) / "share" / "fedrsclip_jax")
+    for place in places:
+        if (path := place / "configs" / "quickstart.py").is_file():
+            return path
+    raise InputError("no configs/quickstart.py beside the package; give --config=FILE.py")
+
+
+def _flatten(
+    written: Mapping[str, Any], known: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    for name, value in written.items():
+        full = f"{prefix}{name}"
+        if isinstance(value, Mapping) or (hasattr(value, "items") and full not in known):
+            if full in known:
+                raise InputError(f"config key {full!r} is a single value, not a group")
+            yield from _flatten(value, known, f"{full}.")
+        else:
+            yield full, value
+
+
+def _look_up(
+    name: str, known: Mapping[str, tuple[type, dataclasses.Field]]
+) -> tuple[type, dataclasses.Field]:
+    if name in known:
+        return known[name]
+    same_leaf = [k for k in known if k.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
+    near = same_leaf or difflib.get_close_matches(name, known, 1, 0.4)
+    raise InputError(f"unknown config key {name!r}" + (f"; the nearest is {near[0]!r}" if near else ""))
+
+
+def _parse(name: str, text: str, kind: type) -> Any:
+    if kind is str:
+        return text
+    if kind is tuple:
+        if text.startswith(("(", "[")):
+            try:
+                return tuple(ast.literal_eval(text))
+            except (ValueError, SyntaxError, TypeError) as error:
+                raise InputError(f"config key {name!r} = {text!r} is no list; write a,b,c") from error
+        return tuple(part for part in text.split(",") if part)
+    lowered = text.lower()
+    if kind is bool and lowered in ("true", "false"):
+        return lowered == "true"
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text  # `_typed` names what was expected
+
+
+def _typed(name: str, value: Any, kind: type, f: dataclasses.Field) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if kind is tuple and isinstance(value, list):
+        value = tuple(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise InputError(
+            f"config key {name!r} = {value!r} is of type {type(value).__name__}; it takes {kind.__name__}, "
+            f"such as {f.default!r}"
+        )
+    among, low, high = f.metadata["among"], f.metadata["low"], f.metadata["high"]
+    if among and value not in among:
+        near = difflib.get_close_matches(str(value), among, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"config key {name!r} = {value!r} is not one of {', '.join(among)}{hint}")
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise InputError(f"config key {name!r} = {value!r} is not finite; the default is {f.default!r}")
+        if not low <= value <= high:
+            span = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+            raise InputError(f"config key {name!r} = {value!r} is out of range; it must be {span}")
+    return value
+
+
+def _build(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
+    made = {}
+    for f in dataclasses.fields(typing.cast(Any, cls)):
+        name = f"{prefix}{f.name}"
+        if dataclasses.is_dataclass(f.type):
+            made[f.name] = _build(typing.cast(type, f.type), values, f"{name}.")
+        elif name in values:
+            made[f.name] = values[name]
+    return cls(**made)

@@ -1,0 +1,1 @@
+"""Images to clients: sources, the split, the partition, and the features that stand in for the images."""

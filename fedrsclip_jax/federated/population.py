@@ -1,0 +1,71 @@
+"""The private variables of all clients, of which only those ever drawn take memory."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Int, PyTree
+
+
+class Population:
+    """Private variables by client number; an untouched client's are its initial draw.
+
+    Grows by doubling, so that a cohort costs what it is large, whatever the population.
+    """
+
+    def __init__(self, draw: Callable[[Int[np.ndarray, " clients"]], PyTree], size: int):
+        """`draw` maps client numbers to their initial private variables, stacked along a leading axis."""
+        self.size = size
+        self._draw = draw
+        self._row: dict[int, int] = {}
+        self._leaves: list[np.ndarray] | None = None
+        self._tree = jax.tree.structure(jax.eval_shape(draw, np.zeros(1, np.int32)))
+
+    @property
+    def drawn(self) -> Int[np.ndarray, " drawn"]:
+        """Numbers of the clients that ever took part, ascending."""
+        return np.sort(np.fromiter(self._row, np.int64, len(self._row)))
+
+    def gather(self, ids: Int[np.ndarray, " clients"]) -> PyTree:
+        """Private variables of clients, stacked; a negative number (padding) gives some finite value."""
+        ids = np.maximum(ids, 0)
+        leaves = [np.array(leaf) for leaf in jax.tree.leaves(self._draw(ids.astype(np.int32)))]
+        known = [(slot, self._row[int(k)]) for slot, k in enumerate(ids) if int(k) in self._row]
+        if known and self._leaves is not None:
+            slots, rows = map(list, zip(*known, strict=True))
+            for leaf, kept in zip(leaves, self._leaves, strict=True):
+                leaf[slots] = kept[rows]
+        return jax.tree.unflatten(self._tree, leaves)
+
+    def scatter(self, ids: Int[np.ndarray, " clients"], private: PyTree) -> None:
+        """Keeps new private variables of clients; padding is passed over."""
+        slots = np.flatnonzero(ids >= 0)
+        rows = [self._row.setdefault(int(ids[slot]), len(self._row)) for slot in slots]
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(private)]
+        self._make_room([leaf[:0] for leaf in leaves], len(self._row))
+        assert self._leaves is not None
+        for kept, leaf in zip(self._leaves, leaves, strict=True):
+            kept[rows] = leaf[slots]
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds: numbers of the drawn clients and their variables, one leaf a key."""
+        ids = self.drawn
+        leaves = jax.tree.leaves(self.gather(ids)) if len(ids) else []
+        return {"ids": ids, "leaves": {str(i): leaf for i, leaf in enumerate(leaves)}}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        ids = np.asarray(state["ids"])
+        if len(ids):
+            leaves = [np.asarray(state["leaves"][str(i)]) for i in range(len(state["leaves"]))]
+            self.scatter(ids, jax.tree.unflatten(self._tree, leaves))
+
+    def _make_room(self, like: list[np.ndarray], needed: int) -> None:
+        if self._leaves is None:
+            self._leaves = [np.empty((max(needed, 16), *leaf.shape[1:]), leaf.dtype) for leaf in like]
+        have = len(self._leaves[0]) if self._leaves else needed
+        if needed > have:
+            self._leaves = [
+                np.concatenate([kept, np.empty((max(needed, 2 * have) - have, *kept.shape[1:]), kept.dtype)])
+                for kept in self._leaves
+            ]

@@ -1,0 +1,19 @@
+"""The methods, by the name that `method.name` takes: one file each."""
+
+import difflib
+
+from fedrsclip_jax.errors import InputError
+from fedrsclip_jax.methods.fedrsclip import FedRSCLIP
+from fedrsclip_jax.methods.local_coop import LocalCoOp
+from fedrsclip_jax.methods.promptfl import PromptFL
+
+METHODS = {"fedrsclip": FedRSCLIP, "promptfl": PromptFL, "local_coop": LocalCoOp}
+
+
+def find_method(name: str, key: str = "method.name"):
+    """The class of a method; an unknown name is an InputError that lists the known ones."""
+    if name in METHODS:
+        return METHODS[name]
+    near = difflib.get_close_matches(name, METHODS, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise InputError(f"{key}: unknown method {name!r}{hint} (known: {', '.join(METHODS)})")

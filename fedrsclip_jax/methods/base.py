@@ -1,0 +1,94 @@
+"""What a method is: a module whose trainable variables say who owns them.
+
+The engine never names a method. It splits a module by `Shared` and `Private`; the first subtree is
+averaged by the server, the second stays with its client. A method with only one of the two is as good.
+"""
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from fedrsclip_jax.clip.backbone import Backbone
+from fedrsclip_jax.config import MethodConfig
+
+PROMPT_STD = 0.02
+
+
+class Shared(nnx.Param):
+    """A variable of the federation: sent up as a change, averaged, sent down."""
+
+
+class Private(nnx.Param):
+    """A variable of one client: it never leaves."""
+
+
+class Batch(NamedTuple):
+    """One step's images of one client.
+
+    Attributes:
+      features: unit-norm image features.
+      labels: classes.
+      mask: False on padding rows, which change nothing.
+    """
+
+    features: Float[Array, "batch embed"]
+    labels: Int[Array, " batch"]
+    mask: Bool[Array, " batch"]
+
+
+class Weights(NamedTuple):
+    """Weights of the loss terms; traced, so that a sweep over them compiles nothing anew."""
+
+    pacl: Float[Array, ""] | float
+    cmfac: Float[Array, ""] | float
+
+
+@runtime_checkable
+class Method(Protocol):
+    """A module made by `METHODS[name](config, backbone, key, context)`, of variables `Shared` and `Private`."""
+
+    def loss(
+        self, batch: Batch, backbone: Backbone, weights: Weights
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """The scalar that a client descends, and figures to report (each a mean over the batch)."""
+        ...
+
+    def global_logits(
+        self, features: Float[Array, "batch embed"], backbone: Backbone
+    ) -> Float[Array, "batch classes"]:
+        """Logits of the federation's model, from the shared variables alone."""
+        ...
+
+    def personal_logits(
+        self, features: Float[Array, "batch embed"], backbone: Backbone
+    ) -> Float[Array, "batch classes"]:
+        """Logits of one client's model, from shared and private variables."""
+        ...
+
+
+def draw_prompt(
+    config: MethodConfig, backbone: Backbone, key: PRNGKeyArray, start: Float[Array, "context width"] | None
+) -> Float[Array, "context width"]:
+    """A new prompt in fp32: N(0, 0.02^2), around the embedded words of `context_init` where there are any."""
+    noise = PROMPT_STD * jax.random.normal(key, (config.context_tokens, backbone.text.width))
+    return noise if start is None else start + noise
+
+
+def masked_mean(values: Float[Array, " batch"], mask: Bool[Array, " batch"]) -> Float[Array, ""]:
+    """Mean over the real rows; 0 where there is none."""
+    return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
+
+
+def cross_entropy(logits: Float[Array, "batch classes"], batch: Batch) -> Float[Array, ""]:
+    """Mean negative log-likelihood of the batch's labels."""
+    picked = jnp.take_along_axis(jax.nn.log_softmax(logits), batch.labels[:, None], axis=1)[:, 0]
+    return -masked_mean(picked, batch.mask)
+
+
+def accuracy(logits: Float[Array, "batch classes"], batch: Batch) -> Float[Array, ""]:
+    """Share of the batch's real rows whose largest logit is the label's."""
+    right = (jnp.argmax(logits, axis=1) == batch.labels).astype(jnp.float32)
+    return masked_mean(right, batch.mask)

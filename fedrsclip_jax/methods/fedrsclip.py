@@ -1,0 +1,108 @@
+"""FedRSCLIP: a shared and a private text prompt, held together by PACL and tied to images by CMFAC.
+
+That there are two prompts, two constraints and 2,048 transmitted numbers is published; the equations are
+ours. With text features t_c of unit norm, image features f_i and s = exp(logit_scale):
+
+    logits(i, c) = s/2 (f_i . t_c(P_s) + f_i . t_c(P_k))
+    PACL         = 1 - mean_c t_c(P_s) . t_c(P_k)
+    CMFAC        = 1 - mean_i 1/2 (f_i . t_{y_i}(P_s) + f_i . t_{y_i}(P_k))
+    loss         = CE + pacl_weight PACL + cmfac_weight CMFAC
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from fedrsclip_jax.clip.backbone import Backbone
+from fedrsclip_jax.clip.model import unit
+from fedrsclip_jax.config import MethodConfig
+from fedrsclip_jax.methods.base import (
+    Batch,
+    Private,
+    Shared,
+    Weights,
+    accuracy,
+    cross_entropy,
+    draw_prompt,
+    masked_mean,
+)
+
+
+class FedRSCLIP(nnx.Module):
+    """Dual prompts; `combine`, `pacl` and `cmfac` of the configuration choose among the variants."""
+
+    def __init__(
+        self,
+        config: MethodConfig,
+        backbone: Backbone,
+        key: PRNGKeyArray,
+        start: Float[Array, "context width"] | None = None,
+    ):
+        self.config = config
+        # Independent draws: equal starts with averaged logits would get equal gradients and a PACL of zero.
+        shared, private = jax.random.split(key)
+        self.shared = Shared(draw_prompt(config, backbone, shared, start))
+        self.private = Private(draw_prompt(config, backbone, private, start))
+
+    def loss(self, batch: Batch, backbone: Backbone, weights: Weights):
+        texts = self._texts(backbone)
+        logits = self._logits(batch.features, texts, backbone)
+        ce = cross_entropy(logits, batch)
+        pacl = self._pacl(texts)
+        cmfac = self._cmfac(batch, texts, backbone)
+        loss = ce + weights.pacl * pacl + weights.cmfac * cmfac
+        return loss, {"ce": ce, "pacl": pacl, "cmfac": cmfac, "accuracy": accuracy(logits, batch)}
+
+    def global_logits(self, features, backbone: Backbone):
+        return backbone.scale * features @ backbone.encode(self.shared[...]).T
+
+    def personal_logits(self, features, backbone: Backbone):
+        return self._logits(features, self._texts(backbone), backbone)
+
+    def _texts(self, backbone: Backbone) -> Float[Array, "prompts classes embed"]:
+        """Text features of P_s, P_k and, where they are joined in one sequence, of both."""
+        shared, private = self.shared[...], self.private[...]
+        alone = jax.vmap(backbone.encode)(jnp.stack([shared, private]))
+        if self.config.combine != "concat":
+            return alone
+        return jnp.concatenate([alone, backbone.encode(jnp.concatenate([shared, private]))[None]])
+
+    def _logits(self, features, texts, backbone: Backbone) -> Float[Array, "batch classes"]:
+        if self.config.combine == "logits":
+            # The mean of the logits is the logits of the mean feature, left unnormalised.
+            return backbone.scale * features @ jnp.mean(texts, axis=0).T
+        if self.config.combine == "features":
+            return backbone.scale * features @ unit(jnp.mean(texts, axis=0)).T
+        return backbone.scale * features @ texts[2].T
+
+    def _pacl(self, texts) -> Float[Array, ""]:
+        if self.config.pacl == "tokens":
+            return jnp.mean((self.shared[...] - self.private[...]) ** 2)
+        return 1 - jnp.mean(jnp.sum(texts[0] * texts[1], axis=-1))
+
+    def _cmfac(self, batch: Batch, texts, backbone: Backbone) -> Float[Array, ""]:
+        cosines = jnp.einsum("bd,pcd->pbc", batch.features, texts[:2])
+        if self.config.cmfac == "cosine":
+            own = jnp.take_along_axis(cosines, batch.labels[None, :, None], axis=2)[..., 0]
+            return 1 - masked_mean(jnp.mean(own, axis=0), batch.mask)
+        return jnp.mean(jax.vmap(lambda c: _symmetric_infonce(c, batch, backbone.scale))(cosines))
+
+
+def _symmetric_infonce(
+    cosines: Float[Array, "batch classes"], batch: Batch, scale: Float[Array, ""]
+) -> Float[Array, ""]:
+    """Symmetric InfoNCE between the batch's images and the text features of their classes.
+
+    Row i of the batch pairs image i with the text of class y_i; pairs of the same class are positives.
+    """
+    logits = scale * cosines[:, batch.labels]  # [image, text of row]
+    both = batch.mask[:, None] & batch.mask[None]
+    same = (batch.labels[:, None] == batch.labels[None]) & both
+    target = same / jnp.maximum(jnp.sum(same, axis=1, keepdims=True), 1)
+
+    def one_way(rows):
+        log_p = jax.nn.log_softmax(jnp.where(both, rows, -1e9), axis=1)
+        return -masked_mean(jnp.sum(jnp.where(both, target * log_p, 0.0), axis=1), batch.mask)
+
+    return 0.5 * (one_way(logits) + one_way(logits.T))

@@ -1,0 +1,32 @@
+"""PromptFL (Guo et al. 2022, arXiv:2208.11625): one prompt, averaged over the federation; CoOp when K = 1."""
+
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from fedrsclip_jax.clip.backbone import Backbone
+from fedrsclip_jax.config import MethodConfig
+from fedrsclip_jax.methods.base import Batch, Shared, Weights, accuracy, cross_entropy, draw_prompt
+
+
+class PromptFL(nnx.Module):
+    """logits(i, c) = s f_i . t_c(P_s), trained by cross-entropy; every client has the federation's model."""
+
+    def __init__(
+        self,
+        config: MethodConfig,
+        backbone: Backbone,
+        key: PRNGKeyArray,
+        start: Float[Array, "context width"] | None = None,
+    ):
+        self.shared = Shared(draw_prompt(config, backbone, key, start))
+
+    def loss(self, batch: Batch, backbone: Backbone, weights: Weights):
+        logits = self.global_logits(batch.features, backbone)
+        ce = cross_entropy(logits, batch)
+        return ce, {"ce": ce, "accuracy": accuracy(logits, batch)}
+
+    def global_logits(self, features, backbone: Backbone):
+        return backbone.scale * features @ backbone.encode(self.shared[...]).T
+
+    def personal_logits(self, features, backbone: Backbone):
+        return self.global_logits(features, backbone)

@@ -1,0 +1,58 @@
+"""Padded index tables of the clients' images."""
+
+import numpy as np
+import pytest
+
+from fedrsclip_jax.data.clients import Clients
+from fedrsclip_jax.data.partition import Partition
+
+
+@pytest.fixture
+def clients() -> Clients:
+    """Three clients with 2, 0 and 3 training images, and 1, 2 and 0 test images."""
+    return Clients(
+        Partition(
+            np.array([4, 7, 1, 2, 9], np.int32),
+            np.array([0, 2, 2, 5], np.int64),
+            np.array([3, 5, 6], np.int32),
+            np.array([0, 1, 3, 3], np.int64),
+        )
+    )
+
+
+def test_sizes(clients):
+    assert clients.num_clients == 3
+    assert clients.train_counts.tolist() == [2, 0, 3]
+    assert clients.test_counts.tolist() == [1, 2, 0]
+    assert (clients.max_train, clients.max_test) == (3, 2)
+
+
+def test_rows_are_filled_with_zeros(clients):
+    table, counts = clients.padded(np.array([2, 0, 1, 0]), "train", 4)
+    assert table.tolist() == [[1, 2, 9, 0], [4, 7, 0, 0], [0, 0, 0, 0], [4, 7, 0, 0]]
+    assert counts.tolist() == [3, 2, 0, 2]
+    assert table.dtype == counts.dtype == np.int32
+    table, counts = clients.padded(np.array([1, 2]), "test", 2)
+    assert table.tolist() == [[5, 6], [0, 0]]
+    assert counts.tolist() == [2, 0]
+
+
+def test_minus_one_is_a_padding_client(clients):
+    table, counts = clients.padded(np.array([-1, 2, -1]), "train")
+    assert table.tolist() == [[0, 0, 0], [1, 2, 9], [0, 0, 0]]
+    assert counts.tolist() == [0, 3, 0]
+
+
+def test_default_width_is_that_of_the_largest_client(clients):
+    assert clients.padded(np.array([1]), "train")[0].shape == (1, 3)
+    assert clients.padded(np.array([], np.int32), "test")[0].shape == (0, 2)
+
+
+def test_misuse(clients):
+    with pytest.raises(ValueError, match="width=2"):
+        clients.padded(np.array([0, 2]), "train", 2)
+    for wrong in (-2, 3):
+        with pytest.raises(ValueError, match="0 to 2"):
+            clients.padded(np.array([0, wrong]), "train")
+    with pytest.raises(ValueError, match="'valid'"):
+        clients.padded(np.array([0]), "valid")

@@ -1,0 +1,74 @@
+"""The split: stratified, seeded, and with exact duplicates on one side."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedrsclip_jax.data.split import stratified_split
+from fedrsclip_jax.errors import InputError
+
+repeatable = settings(deadline=None, derandomize=True, max_examples=60)
+
+
+def refusal(*needles: str):
+    """An InputError of one line that names each of these."""
+    return pytest.raises(InputError, check=lambda e: "\n" not in str(e) and all(n in str(e) for n in needles))
+
+
+@repeatable
+@given(
+    sizes=st.lists(st.integers(2, 30), min_size=1, max_size=6),
+    fraction=st.floats(0.01, 0.99),
+    seed=st.integers(0, 1000),
+)
+def test_stratified_and_complete(sizes, fraction, seed):
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    digests = [str(i) for i in range(len(labels))]
+    train, test = stratified_split(labels, digests, fraction, seed, np.ones(len(labels), bool))
+    assert train.dtype == test.dtype == np.int32
+    assert sorted([*train, *test]) == list(range(len(labels)))
+    for c, n in enumerate(sizes):
+        of_class = int((labels[test] == c).sum())
+        assert of_class == min(max(round(fraction * n), 1), n - 1) or abs(of_class - fraction * n) <= 0.5
+
+
+@repeatable
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 9), st.booleans()), max_size=60),
+    seed=st.integers(0, 1000),
+)
+def test_duplicates_stay_together_and_the_ineligible_stay_out(rows, seed):
+    # three sound classes of two distinct images each, so that there is always a split
+    rows = [(c, 100 + 2 * c + i, True) for c in range(3) for i in range(2)] + rows
+    labels = np.array([row[0] for row in rows])
+    digests = [str(row[1]) for row in rows]
+    eligible = np.array([row[2] for row in rows])
+    train, test = stratified_split(labels, digests, 0.3, seed, eligible)
+    assert sorted([*train, *test]) == np.flatnonzero(eligible).tolist()
+    assert not {digests[i] for i in train} & {digests[i] for i in test}
+    for side in (train, test):
+        assert set(labels[side]) == {0, 1, 2}
+
+
+def test_seeded():
+    labels, digests, everything = np.repeat([0, 1], 50), [str(i) for i in range(100)], np.ones(100, bool)
+    one, same, other = (stratified_split(labels, digests, 0.2, seed, everything) for seed in (1, 1, 2))
+    assert np.array_equal(one[1], same[1])
+    assert not np.array_equal(one[1], other[1])
+    assert len(one[1]) == 20
+
+
+def test_refused():
+    labels, everything = np.array([0, 0, 1, 1]), np.ones(4, bool)
+    for fraction in (0.0, 1.0, -0.2, 20.0, float("nan")):
+        with refusal(f"data.test_fraction={fraction}", "between 0 and 1", "0.2"):
+            stratified_split(labels, list("abcd"), fraction, 0, everything)
+    with refusal("class 1", "1 distinct", "at least two"):
+        stratified_split(labels, list("abcc"), 0.5, 0, everything)
+    with refusal("'river'", "1 distinct", "add images"):
+        stratified_split(
+            labels, list("abcd"), 0.5, 0, np.array([True, True, True, False]), ["beach", "river"]
+        )
+    with refusal("'forest'", "0 distinct"):
+        stratified_split(labels, list("abcd"), 0.5, 0, everything, ["beach", "river", "forest"])
