@@ -19,9 +19,7 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, keep: int = 1):
         self.folder = (workdir / FOLDER).absolute()
-        self._manager = ocp.CheckpointManager(
-            self.folder, options=ocp.CheckpointManagerOptions(max_to_keep=keep)
-        )
+        self._manager = ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(max_to_keep=keep))
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -43,10 +41,8 @@ class Checkpoints:
         """
         number = self._manager.latest_step()
         if number is None:
-            raise InputError(
-                f"{self.folder} holds no checkpoint; give the --workdir of a run that has finished"
-            )
-        tree: dict[str, Any] = self._manager.restore(number, args=ocp.args.StandardRestore())
+            raise InputError(f"{self.folder} holds no checkpoint; give the --workdir of a run that has finished")
+        tree: Any = self._manager.restore(number, args=ocp.args.StandardRestore())
         leaves = [jax.numpy.asarray(tree["server"][name]) for name in _leaves(server)]
         population.restore(tree["population"])
         return number, jax.tree.unflatten(jax.tree.structure(server), leaves)

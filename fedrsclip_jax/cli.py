@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from fedrsclip_jax import __version__
 from fedrsclip_jax.errors import InputError
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         known.run(known, _overrides(rest))
     except InputError as error:
-        print(f"fedrsclip: {error}", file=sys.stderr)
+        print(f"fedrsclip: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("fedrsclip: interrupted", file=sys.stderr)
@@ -33,8 +33,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Bad arguments are answered like any other bad input, in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="fedrsclip",
         description="Federated prompt learning of CLIP for remote-sensing scene classification.",
         epilog="Every key of a configuration can be set as --config.KEY=VALUE, such as --config.rounds=5.",
@@ -136,9 +143,7 @@ def _evaluate(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> No
 def _pretrain(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     from fedrsclip_jax import config as configuration
 
-    config = configuration.resolve(
-        configuration.PretrainConfig, configuration.load_file(known.config), overrides
-    )
+    config = configuration.resolve(configuration.PretrainConfig, configuration.load_file(known.config), overrides)
     workdir = _workdir(known.workdir, known.config)
 
     from fedrsclip_jax import compilation

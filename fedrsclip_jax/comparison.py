@@ -10,9 +10,10 @@ from rich.table import Table
 
 from fedrsclip_jax import experiment
 from fedrsclip_jax.config import Config
-from fedrsclip_jax.files import write_json
+from fedrsclip_jax.files import check_new, write_json
 from fedrsclip_jax.methods import find_method
 from fedrsclip_jax.progress import Progress
+from fedrsclip_jax.report.page import write_report
 from fedrsclip_jax.task import load_task
 
 TITLES = {
@@ -35,7 +36,7 @@ def compare(config: Config, workdir: Path, progress: Progress) -> dict[str, Any]
     names = [*dict.fromkeys((*config.baselines, config.method.name))]
     for name in names:
         find_method(name, "method.name" if name == config.method.name else "baselines")
-    experiment.check_new(workdir)
+    check_new(workdir)
     task = load_task(config, progress)
 
     summaries: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
@@ -48,6 +49,7 @@ def compare(config: Config, workdir: Path, progress: Progress) -> dict[str, Any]
             first = name == config.method.name and seed == config.seed
             folder = workdir if first else workdir / "compared" / f"{name}-seed{seed}"
             summaries[name].append(experiment.run(alone, task, folder, progress))
+            write_report(folder)
     result = tabulate(summaries, config.method.name)
     write_json(workdir / "comparison.json", result)
     return result
@@ -60,9 +62,7 @@ def tabulate(summaries: dict[str, list[dict[str, Any]]], method: str) -> dict[st
     pooled = {
         name: [s["global"]["accuracy"] for s in runs]
         for name, runs in summaries.items()
-        if runs[0][
-            "uplink_params_per_client_round"
-        ]  # without a shared prompt there is no model of the federation
+        if runs[0]["uplink_params_per_client_round"]  # without a shared prompt there is no model of the federation
     }
     zero = [s["zero_shot"] for s in summaries[method]]
     own = {"zero_shot": [z["on_clients"]["mean"] for z in zero], **own}
@@ -78,9 +78,7 @@ def tabulate(summaries: dict[str, list[dict[str, Any]]], method: str) -> dict[st
         for name in own
     }
     paired = {
-        f"{method} - {name}": _spread(list(np.subtract(own[method], own[name])))
-        for name in own
-        if name != method
+        f"{method} - {name}": _spread(list(np.subtract(own[method], own[name]))) for name in own if name != method
     }
     if "promptfl" in own and method != "promptfl":
         paired["promptfl - zero_shot"] = _spread(list(np.subtract(own["promptfl"], own["zero_shot"])))

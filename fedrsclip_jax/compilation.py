@@ -9,11 +9,11 @@ import jax
 _total = 0.0
 
 
-def _listen(event: str, seconds: float, **_) -> None:
+def _listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
     """JAX reports tracing, lowering and compiling of every program it builds."""
     global _total
     if event.startswith("/jax/core/compile/"):
-        _total += seconds
+        _total += duration_secs
 
 
 jax.monitoring.register_event_duration_secs_listener(_listen)

@@ -23,13 +23,25 @@ from fedrsclip_jax.errors import InputError
 T = TypeVar("T")
 
 
+@typing.runtime_checkable
+class Written(typing.Protocol):
+    """What a configuration file gives: a ConfigDict (which is no Mapping) or a dict, nested."""
+
+    def items(self) -> Any: ...
+
+
 def key(
-    default: Any, meaning: str, *, among: Sequence[str] = (), low: float = -math.inf, high: float = math.inf
+    default: Any,
+    meaning: str,
+    *,
+    among: Sequence[str] = (),
+    low: float = -math.inf,
+    above: float = -math.inf,
+    high: float = math.inf,
 ):
-    """One key: its default, its meaning with the unit, and what is allowed."""
-    return dataclasses.field(
-        default=default, metadata={"meaning": meaning, "among": tuple(among), "low": low, "high": high}
-    )
+    """One key: its default, its meaning with the unit, and what is allowed; `low` and `high` are, `above` is not."""
+    allowed = {"among": tuple(among), "low": low, "above": above, "high": high}
+    return dataclasses.field(default=default, metadata={"meaning": meaning, **allowed})
 
 
 def group(cls: type[T]) -> T:
@@ -47,15 +59,11 @@ class ScenesConfig:
 @dataclass(frozen=True)
 class DataConfig:
     source: str = key("scenes", "`scenes`, `folder:PATH` (a folder a class) or `tfds:NAME`")
-    half: str = key(
-        "all", "images used: `all`, or one of two disjoint halves", among=("all", "pretrain", "federate")
-    )
+    half: str = key("all", "images used: `all`, or one of two disjoint halves", among=("all", "pretrain", "federate"))
     half_seed: int = key(0, "of the halves; pretraining and federation must agree", low=0)
     test_fraction: float = key(0.2, "share of each class kept for testing", low=0.0, high=1.0)
     views: int = key(1, "augmented views cached per training image; 1 is the plain image alone", low=1)
-    image_size: int = key(
-        64, "pixels; of drawn scenes and in pretraining (a backbone brings its own)", low=16
-    )
+    image_size: int = key(64, "pixels; of drawn scenes and in pretraining (a backbone brings its own)", low=16)
     skip_unreadable: bool = key(False, "leave out and count images that cannot be read, instead of stopping")
     tfds_dir: str = key("", "folder of prepared TFDS data sets; empty for TFDS's own default")
     scenes: ScenesConfig = group(ScenesConfig)
@@ -63,11 +71,9 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class PartitionConfig:
-    kind: str = key(
-        "dirichlet", "how images fall to clients", among=("iid", "dirichlet", "classes", "domain")
-    )
+    kind: str = key("dirichlet", "how images fall to clients", among=("iid", "dirichlet", "classes", "domain"))
     clients: int = key(10, "institutions in the federation; 1 is centralised training", low=1)
-    alpha: float = key(0.1, "concentration of `dirichlet`; small is uneven")
+    alpha: float = key(0.1, "concentration of `dirichlet`; small is uneven", above=0.0)
     classes_per_client: int = key(2, "of `classes`", low=1)
     min_examples: int = key(8, "training images every client has at least", low=1)
 
@@ -99,9 +105,7 @@ class LocalConfig:
 @dataclass(frozen=True)
 class ServerConfig:
     aggregator: str = key("mean", "of the clients' changes, weighted by their images", among=("mean",))
-    optimizer: str = key(
-        "sgd", "applied to the average; sgd at 1 is FedAvg", among=("sgd", "momentum", "adam", "yogi")
-    )
+    optimizer: str = key("sgd", "applied to the average; sgd at 1 is FedAvg", among=("sgd", "momentum", "adam", "yogi"))
     learning_rate: float = key(1.0, "of the server", low=0.0)
 
 
@@ -133,16 +137,12 @@ class Config:
 
     seed: int = key(0, "of split, partition, cohorts, initial prompts and batches", low=0)
     seeds: int = key(1, "runs, with seed, seed + 1, ...; each has its own partition", low=1)
-    baselines: tuple = key(
-        (), "methods trained beside method.name on the same partitions, for the closing table"
-    )
+    baselines: tuple = key((), "methods trained beside method.name on the same partitions, for the closing table")
     backbone: str = key("tiny", "`tiny` (embedded), a Hugging Face name, or a CLIP folder")
     rounds: int = key(50, "of the federation", low=1)
     cohort: int = key(0, "clients drawn a round; 0 is everyone", low=0)
     dropout: float = key(0.0, "share of a cohort that fails to answer", low=0.0, high=1.0)
-    dtype: str = key(
-        "float32", "of the towers; prompts and losses stay float32", among=("float32", "bfloat16")
-    )
+    dtype: str = key("float32", "of the towers; prompts and losses stay float32", among=("float32", "bfloat16"))
     data: DataConfig = group(DataConfig)
     partition: PartitionConfig = group(PartitionConfig)
     method: MethodConfig = group(MethodConfig)
@@ -191,7 +191,7 @@ def keys(cls: type, prefix: str = "") -> Iterator[tuple[str, type, dataclasses.F
             yield f"{prefix}{f.name}", kind, f
 
 
-def resolve(cls: type[T], written: Mapping[str, Any], overrides: Sequence[tuple[str, str]] = ()) -> T:
+def resolve(cls: type[T], written: Written, overrides: Sequence[tuple[str, str]] = ()) -> T:
     """A checked configuration from what a file says and what the command line adds.
 
     Args:
@@ -221,27 +221,32 @@ def digest(config: Any) -> str:
     return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()
 
 
-def load_file(spec: str) -> Mapping[str, Any]:
+def load_file(spec: str) -> Written:
     """What `get_config` of a configuration file returns; `spec` is `FILE.py` or `FILE.py:ARGUMENT`."""
     name, _, argument = spec.partition(":")
     path = Path(name)
     if not path.is_file():
         near = [str(p) for p in sorted(path.parent.glob("*.py"))] if path.parent.is_dir() else []
         hint = difflib.get_close_matches(name, near, 1)
-        raise InputError(f"--config: no file {name!r}" + (f"; did you mean {hint[0]}?" if hint else ""))
+        remedy = f"did you mean {hint[0]}?" if hint else "give FILE.py, such as configs/quickstart.py"
+        raise InputError(f"--config: no file {name!r}; {remedy}")
     module_spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    assert module_spec is not None and module_spec.loader is not None
+    if module_spec is None or module_spec.loader is None:
+        raise InputError(f"--config: {name} is not a Python file; give FILE.py with get_config()")
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
         get_config = module.get_config
-        return get_config(argument) if argument else get_config()
+        written = get_config(argument) if argument else get_config()
     except InputError:
         raise
     except Exception as error:
         raise InputError(
             f"--config: {name} fails ({type(error).__name__}: {error}); it needs get_config(arg)"
         ) from error
+    if not isinstance(written, Written):
+        raise InputError(f"--config: get_config of {name} gives {written!r}; it must return a ConfigDict")
+    return written
 
 
 def default_file() -> Path:
@@ -253,12 +258,10 @@ def default_file() -> Path:
     raise InputError("no configs/quickstart.py beside the package; give --config=FILE.py")
 
 
-def _flatten(
-    written: Mapping[str, Any], known: Mapping[str, Any], prefix: str = ""
-) -> Iterator[tuple[str, Any]]:
+def _flatten(written: Written, known: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in written.items():
         full = f"{prefix}{name}"
-        if isinstance(value, Mapping) or (hasattr(value, "items") and full not in known):
+        if isinstance(value, Written):
             if full in known:
                 raise InputError(f"config key {full!r} is a single value, not a group")
             yield from _flatten(value, known, f"{full}.")
@@ -266,11 +269,11 @@ def _flatten(
             yield full, value
 
 
-def _look_up(
-    name: str, known: Mapping[str, tuple[type, dataclasses.Field]]
-) -> tuple[type, dataclasses.Field]:
+def _look_up(name: str, known: Mapping[str, tuple[type, dataclasses.Field]]) -> tuple[type, dataclasses.Field]:
     if name in known:
         return known[name]
+    if inside := [k for k in known if k.startswith(f"{name}.")]:
+        raise InputError(f"config key {name!r} is a group; set one of its keys, such as {inside[0]!r}")
     same_leaf = [k for k in known if k.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
     near = same_leaf or difflib.get_close_matches(name, known, 1, 0.4)
     raise InputError(f"unknown config key {name!r}" + (f"; the nearest is {near[0]!r}" if near else ""))
@@ -282,16 +285,17 @@ def _parse(name: str, text: str, kind: type) -> Any:
     if kind is tuple:
         if text.startswith(("(", "[")):
             try:
-                return tuple(ast.literal_eval(text))
+                read = ast.literal_eval(text)
             except (ValueError, SyntaxError, TypeError) as error:
                 raise InputError(f"config key {name!r} = {text!r} is no list; write a,b,c") from error
+            return tuple(read) if isinstance(read, (list, tuple)) else (read,)
         return tuple(part for part in text.split(",") if part)
     lowered = text.lower()
     if kind is bool and lowered in ("true", "false"):
         return lowered == "true"
     try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+        return float(text) if kind is float else ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError):
         return text  # `_typed` names what was expected
 
 
@@ -305,7 +309,9 @@ def _typed(name: str, value: Any, kind: type, f: dataclasses.Field) -> Any:
             f"config key {name!r} = {value!r} is of type {type(value).__name__}; it takes {kind.__name__}, "
             f"such as {f.default!r}"
         )
-    among, low, high = f.metadata["among"], f.metadata["low"], f.metadata["high"]
+    if isinstance(value, tuple) and (wrong := [item for item in value if not isinstance(item, str)]):
+        raise InputError(f"config key {name!r} holds {wrong[0]!r}; it takes names, written a,b,c")
+    among, low, above, high = (f.metadata[limit] for limit in ("among", "low", "above", "high"))
     if among and value not in among:
         near = difflib.get_close_matches(str(value), among, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -313,8 +319,9 @@ def _typed(name: str, value: Any, kind: type, f: dataclasses.Field) -> Any:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if not math.isfinite(value):
             raise InputError(f"config key {name!r} = {value!r} is not finite; the default is {f.default!r}")
-        if not low <= value <= high:
+        if not (low <= value <= high and value > above):
             span = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+            span = f"above {above:g}" if above > -math.inf else span
             raise InputError(f"config key {name!r} = {value!r} is out of range; it must be {span}")
     return value
 

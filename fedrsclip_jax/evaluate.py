@@ -19,9 +19,7 @@ from fedrsclip_jax.federated.round import SAME, SPLIT
 CALIBRATION_BINS = 15
 
 
-def score_pooled(
-    logits: Float[np.ndarray, "images classes"], labels: Int[np.ndarray, " images"]
-) -> dict[str, Any]:
+def score_pooled(logits: Float[np.ndarray, "images classes"], labels: Int[np.ndarray, " images"]) -> dict[str, Any]:
     """Accuracy, macro-F1, accuracy per class and expected calibration error of one model on one set of images."""
     classes = logits.shape[1]
     guess = logits.argmax(axis=1)
@@ -38,9 +36,7 @@ def score_pooled(
     }
 
 
-def calibration_error(
-    logits: Float[np.ndarray, "images classes"], labels: Int[np.ndarray, " images"]
-) -> float:
+def calibration_error(logits: Float[np.ndarray, "images classes"], labels: Int[np.ndarray, " images"]) -> float:
     """Expected calibration error (Guo et al. 2017, arXiv:1706.04599) over 15 equal bins of confidence."""
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
     confidence = shifted.max(axis=1) / shifted.sum(axis=1)
@@ -51,9 +47,7 @@ def calibration_error(
     return float(np.abs(gap).sum() / len(labels))
 
 
-def score_clients(
-    correct: Int[np.ndarray, " clients"], counts: Int[np.ndarray, " clients"]
-) -> dict[str, Any]:
+def score_clients(correct: Int[np.ndarray, " clients"], counts: Int[np.ndarray, " clients"]) -> dict[str, Any]:
     """Spread of the clients' accuracies.
 
     Clients without a test image have no accuracy: they are counted in `without_test` and stand as None in
@@ -143,9 +137,7 @@ def _global_logits(graph, shared, private, features, backbone: Backbone) -> Floa
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _personal_correct(
-    graph, mesh, shared, private, members: Members, pooled, data: Dataset, backbone: Backbone
-):
+def _personal_correct(graph, mesh, shared, private, members: Members, pooled, data: Dataset, backbone: Backbone):
     """Right answers of each client's model on its own test images and on the pooled ones."""
 
     def on_device(shared, private, members, pooled, data, backbone):

@@ -26,8 +26,8 @@ from fedrsclip_jax.federated.aggregate import Server, start_server
 from fedrsclip_jax.federated.client import Dataset, Hyper, LocalPlan, Members
 from fedrsclip_jax.federated.cohort import draw_answering, draw_cohort, lay_out
 from fedrsclip_jax.federated.population import Population
-from fedrsclip_jax.federated.round import RoundPlan, choose_lanes, make_mesh, run_round, traffic
-from fedrsclip_jax.files import write_json, write_text
+from fedrsclip_jax.federated.round import RoundPlan, choose_lanes, make_mesh, replicate, run_round, spread, traffic
+from fedrsclip_jax.files import check_new, write_json, write_text
 from fedrsclip_jax.methods import find_method
 from fedrsclip_jax.methods.base import Private, Shared
 from fedrsclip_jax.progress import Progress
@@ -120,14 +120,6 @@ def run(config: Config, task: Task, workdir: Path, progress: Progress) -> dict[s
     return summary
 
 
-def check_new(workdir: Path) -> None:
-    """Refuses a folder in which something lies already."""
-    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
-        raise InputError(
-            f"--workdir: {workdir} is not an empty folder; name a new one, so that no run is overwritten"
-        )
-
-
 def divide(config: Config, task: Task) -> Clients:
     """The images split for training and scoring, and given to clients; a function of data and seed."""
     labels, digests, names = task.labels, task.source.digests, task.source.class_names
@@ -138,9 +130,7 @@ def divide(config: Config, task: Task) -> Clients:
         # Settings are chosen on a part of the training images; the test images are not looked at.
         eligible = np.zeros(len(labels), bool)
         eligible[train] = True
-        train, test = stratified_split(
-            labels, digests, config.data.test_fraction, config.seed, eligible, names
-        )
+        train, test = stratified_split(labels, digests, config.data.test_fraction, config.seed, eligible, names)
     settings = config.partition
     owners = partition(
         settings.kind,
@@ -172,7 +162,7 @@ class Federation:
     """The server, the population and the compiled round of one run; the state changes by `round` alone."""
 
     def __init__(self, config: Config, task: Task, backbone: Backbone, clients: Clients):
-        self.config, self.clients, self.backbone, self.labels = config, clients, backbone, task.labels
+        self.config, self.clients, self.labels = config, clients, task.labels
         make = find_method(config.method.name)
         start = task.context_start(config.method)
         key = jax.random.key(config.seed)
@@ -189,19 +179,20 @@ class Federation:
             return jax.vmap(one)(ids)
 
         self.population = Population(lambda ids: draw(ids, backbone, start), clients.num_clients)
-        self.server: Server = start_server(config.server.optimizer, shared)
         self.traffic = traffic(shared)
-        self.hyper = Hyper.of(config)
-        self.key = jax.random.fold_in(key, _ROUNDS)
 
         mesh = make_mesh(config.spmd.devices)
         size = min(config.cohort or clients.num_clients, clients.num_clients)
         lanes = choose_lanes(config.spmd.clients_per_device, size, mesh)
+        self.server: Server = replicate(mesh, start_server(config.server.optimizer, shared))
+        self.backbone, self.hyper, self.key = replicate(
+            mesh, (backbone, Hyper.of(config), jax.random.fold_in(key, _ROUNDS))
+        )
         self.plan = RoundPlan(graph, LocalPlan.of(config), mesh, lanes, config.server.optimizer)
         # Other seeds' partitions are likely to share this width, and with it the compiled round.
         self._width = 1 << max(clients.max_train - 1, 1).bit_length()
-        self._train = Dataset(_stack(task.features.views), jnp.asarray(task.labels))
-        self._plain = Dataset(_stack((task.features.plain,)), jnp.asarray(task.labels))
+        self._train = replicate(mesh, Dataset(np.stack(task.features.views), task.labels))
+        self._plain = replicate(mesh, Dataset(task.features.plain[None], task.labels))
         self._wasted: list[float] = []
 
     @property
@@ -218,18 +209,21 @@ class Federation:
         layout = lay_out(cohort, steps, plan.mesh.size, plan.lanes)
         answering = draw_answering(config.seed, number, layout.ids, config.dropout)
         rows, counts = self.clients.padded(layout.ids, "train", self._width)
-        members = Members(jnp.asarray(layout.ids, jnp.int32), jnp.asarray(rows), jnp.asarray(counts))
+        private, members, answers = spread(
+            plan.mesh,
+            (self.population.gather(layout.ids), Members(layout.ids.astype(np.int32), rows, counts), answering),
+        )
         self.server, private, figures = run_round(
             plan,
             self.server,
-            jax.tree.map(jnp.asarray, self.population.gather(layout.ids)),
+            private,
             members,
-            jnp.asarray(answering),
+            answers,
             self._train,
             self.backbone,
             self.hyper,
             self.key,
-            jnp.asarray(number),
+            replicate(plan.mesh, jnp.asarray(number)),
         )
         self.population.scatter(layout.ids, private)
         self._wasted.append(layout.wasted)
@@ -260,10 +254,6 @@ class Federation:
         for leaf in leaves:
             sha.update(np.ascontiguousarray(leaf).tobytes())
         return sha.hexdigest()
-
-
-def _stack(views: tuple[np.ndarray, ...]) -> jax.Array:
-    return jnp.asarray(np.stack(views))
 
 
 def _brief(scores: PyTree) -> dict[str, Any]:

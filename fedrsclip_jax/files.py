@@ -5,6 +5,18 @@ import os
 from pathlib import Path
 from typing import Any
 
+from fedrsclip_jax.errors import InputError
+
+
+def check_new(workdir: Path) -> None:
+    """Refuses a folder for results in which something lies already, and one that cannot be made."""
+    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+        raise InputError(f"--workdir: {workdir} is not an empty folder; name a new one, so that no run is overwritten")
+    nearest = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+        what = "cannot be written to" if nearest.is_dir() else "is not a folder"
+        raise InputError(f"--workdir: {workdir} cannot be made, as {nearest} {what}; name a folder elsewhere")
+
 
 def write_text(path: Path, text: str) -> None:
     """Writes beside `path`, then renames: readers see the old file or the new one."""

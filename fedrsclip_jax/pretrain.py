@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,15 +22,17 @@ from jaxtyping import Array, Float, Int, UInt8
 from PIL import Image
 
 from fedrsclip_jax.clip import huggingface, preprocess, tokenizer
-from fedrsclip_jax.clip.model import CLIP, CLIPConfig, unit
+from fedrsclip_jax.clip.model import CLIP, CLIPConfig
 from fedrsclip_jax.clip.transformer import TowerConfig
 from fedrsclip_jax.config import PretrainConfig, digest, to_dict
 from fedrsclip_jax.data import looks, scenes, sources
 from fedrsclip_jax.data.split import stratified_split
 from fedrsclip_jax.errors import InputError
+from fedrsclip_jax.files import check_new
 from fedrsclip_jax.progress import Progress
 
 MAX_LOGIT_SCALE = 100.0  # as in OpenAI's training
+CAPTION_SAMPLE = 20_000  # captions that the tokenizer is fitted to
 CROP_MARGIN = 1.25  # pictures are kept this much larger than the tower reads, so that a crop loses no detail
 
 
@@ -54,18 +56,22 @@ def pretrain(config: PretrainConfig, workdir: Path, progress: Progress) -> dict[
     Raises:
       InputError: the data cannot be used, or `workdir` exists and is not empty.
     """
-    if workdir.exists() and any(workdir.iterdir()):
-        raise InputError(f"--workdir: {workdir} is not empty; name a new folder")
+    check_new(workdir)
+    _check_towers(config)
     began = time.perf_counter()
     pictures, digests = _gather(config, progress)
     eligible = np.ones(len(digests), bool)
-    train, held_out = stratified_split(
-        pictures.labels, digests, config.validation_fraction, config.seed, eligible
-    )
+    train, held_out = stratified_split(pictures.labels, digests, config.validation_fraction, config.seed, eligible)
 
     examples = _sample_captions(pictures.class_names, config.seed)
     fitted = fit_tokenizer(examples, config.model)
     model_config = _model_config(config, fitted)
+    # Before the training: names that are too long for the tower are refused now, not at its end.
+    try:
+        texts = [tokenizer.TEMPLATE.format(name) for name in pictures.class_names]
+        templates = tokenizer.tokenize(fitted, texts, model_config)
+    except InputError as error:
+        raise InputError(f"model.positions = {config.model.positions} is too small: {error}") from error
     clip = CLIP(model_config, rngs=nnx.Rngs(config.seed))
     steps = config.epochs * max(1, len(train) // config.batch_size)
     graph, weights = nnx.split(clip)
@@ -73,12 +79,12 @@ def pretrain(config: PretrainConfig, workdir: Path, progress: Progress) -> dict[
     opt_state = optimizer.init(weights)
 
     @jax.jit
-    def step(weights, opt_state, images, tokens, captions):
-        loss, gradient = jax.value_and_grad(
-            lambda w: contrastive_loss(nnx.merge(graph, w), images, tokens, captions)
-        )(weights)
+    def step(weights: Any, opt_state: Any, images, tokens, captions):
+        loss, gradient = jax.value_and_grad(lambda w: contrastive_loss(nnx.merge(graph, w), images, tokens, captions))(
+            weights
+        )
         updates, opt_state = optimizer.update(gradient, opt_state, weights)
-        weights = optax.apply_updates(weights, updates)
+        weights = cast(Any, optax.apply_updates(weights, updates))
         weights["logit_scale"] = jax.tree.map(
             lambda s: jnp.minimum(s, jnp.log(MAX_LOGIT_SCALE)), weights["logit_scale"]
         )
@@ -92,16 +98,14 @@ def pretrain(config: PretrainConfig, workdir: Path, progress: Progress) -> dict[
         for number, batch in enumerate(batches):
             weights, opt_state, loss = step(weights, opt_state, *batch)
             if number % 10 == 9 or number == steps - 1:
-                bar.advance_to(
-                    number + 1, loss=float(loss), images_per_second=_rate(number, config, prepared)
-                )
+                bar.advance_to(number + 1, loss=float(loss), images_per_second=_rate(number, config, prepared))
                 if not np.isfinite(float(loss)):
                     raise InputError(
                         f"pretraining diverged at step {number} (loss {float(loss)}); lower "
                         f"learning_rate = {config.learning_rate}"
                     )
     clip = nnx.merge(graph, weights)
-    accuracy = _zero_shot(clip, model_config, fitted, pictures, held_out)
+    accuracy = _zero_shot(clip, templates, pictures, held_out, model_config.image_size)
     result = {
         "zero_shot_accuracy_held_out": accuracy,
         "chance": 1 / len(pictures.class_names),
@@ -204,7 +208,7 @@ def _squared(image: UInt8[np.ndarray, "height width 3"], side: int) -> UInt8[np.
 
 def _sample_captions(class_names: Sequence[str], seed: int) -> list[str]:
     rng = np.random.default_rng((seed, 1))
-    return [_caption(class_names[i % len(class_names)], rng)[0] for i in range(20_000)]
+    return [_caption(class_names[i % len(class_names)], rng)[0] for i in range(CAPTION_SAMPLE)]
 
 
 def _caption(name: str, rng: np.random.Generator) -> tuple[str, looks.Look]:
@@ -234,7 +238,7 @@ def _batches(
             (size, size), Image.Resampling.BICUBIC, box=(left, top, left + edge, top + edge)
         )
         # Seen from above a scene has no upright: all eight orientations are the same scene.
-        turned = np.rot90(np.asarray(crop), rng.integers(4))
+        turned = np.rot90(np.asarray(crop), int(rng.integers(4)))
         turned = turned[:, ::-1] if rng.integers(2) else turned
         text, look = _caption(pictures.class_names[pictures.labels[i]], rng)
         return looks.alter(np.ascontiguousarray(turned), look, rng), text
@@ -244,7 +248,7 @@ def _batches(
         order = np.random.default_rng((config.seed, 2, epoch)).permutation(train)
         chosen = order[place * config.batch_size : (place + 1) * config.batch_size]
         rng = np.random.default_rng((config.seed, 3, step))
-        made = [picture(i, rng) for i in chosen]
+        made = [picture(i, rng) for i in chosen.tolist()]
         texts = [text for _, text in made]
         tokens = np.full((len(texts), length), model.eos_id, np.int32)
         short = tokenizer.tokenize(fitted, texts, model, truncate=True)[:, :length]
@@ -276,7 +280,7 @@ def _optimizer(config: PretrainConfig, steps: int) -> optax.GradientTransformati
     )
 
 
-def _model_config(config: PretrainConfig, fitted: Any) -> CLIPConfig:
+def _check_towers(config: PretrainConfig) -> None:
     model = config.model
     if model.width % model.heads:
         raise InputError(f"model.heads = {model.heads} does not divide model.width = {model.width}")
@@ -284,6 +288,10 @@ def _model_config(config: PretrainConfig, fitted: Any) -> CLIPConfig:
         raise InputError(
             f"model.patch_size = {model.patch_size} does not divide data.image_size = {config.data.image_size}"
         )
+
+
+def _model_config(config: PretrainConfig, fitted: Any) -> CLIPConfig:
+    model = config.model
 
     def tower(layers: int) -> TowerConfig:
         return TowerConfig(model.width, layers, model.heads, 4 * model.width)
@@ -301,16 +309,17 @@ def _model_config(config: PretrainConfig, fitted: Any) -> CLIPConfig:
     )
 
 
-def _zero_shot(clip: CLIP, model: CLIPConfig, fitted: Any, pictures: Pictures, rows: np.ndarray) -> float:
-    """Share of unaltered held-out pictures that the template finds."""
-    texts = [tokenizer.TEMPLATE.format(name) for name in pictures.class_names]
-    text = unit(clip.text(jnp.asarray(tokenizer.tokenize(fitted, texts, model))))
+def _zero_shot(
+    clip: CLIP, templates: Int[np.ndarray, "classes length"], pictures: Pictures, rows: np.ndarray, size: int
+) -> float:
+    """Share of unaltered held-out pictures, at `size` pixels, that the template finds."""
+    text = clip.encode_text(jnp.asarray(templates))
     graph, weights = nnx.split(clip)
     encode = jax.jit(lambda weights, images: nnx.merge(graph, weights).encode_image(images))
     right = 0
     for start in range(0, len(rows), 256):
         chosen = rows[start : start + 256]
-        images = np.stack([_squared(pictures.pixels[i], model.image_size) for i in chosen])
+        images = np.stack([_squared(pictures.pixels[i], size) for i in chosen])
         guess = jnp.argmax(encode(weights, preprocess.normalise(images)) @ text.T, axis=1)
         right += int(np.sum(np.asarray(guess) == pictures.labels[chosen]))
     return right / len(rows)
@@ -320,9 +329,7 @@ def _rate(number: int, config: PretrainConfig, since: float) -> float:
     return (number + 1) * config.batch_size / (time.perf_counter() - since)
 
 
-def _write(
-    workdir: Path, clip: CLIP, model: CLIPConfig, fitted: Any, config: PretrainConfig, result: dict
-) -> None:
+def _write(workdir: Path, clip: CLIP, model: CLIPConfig, fitted: Any, config: PretrainConfig, result: dict) -> None:
     """All files beside `workdir` first, then one rename: nobody finds half a backbone."""
     partial = workdir.with_name(workdir.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)

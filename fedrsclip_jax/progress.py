@@ -63,12 +63,13 @@ class _Plain:
     def __init__(self, progress: Progress, name: str, total: int, unit: str):
         self.progress, self.name, self.total, self.unit = progress, name, total, unit
         self.began = self.last = time.monotonic()
+        self.done = 0
 
     def __call__(self, done: int, figures: dict[str, float]) -> None:
         now = time.monotonic()
-        if now - self.last < PLAIN_SECONDS and done < self.total:
+        if done == self.done or (now - self.last < PLAIN_SECONDS and done < self.total):
             return
-        self.last = now
+        self.last, self.done = now, done
         elapsed = now - self.began
         left = elapsed / max(done, 1) * (self.total - done)
         line = f"{self.name}: {done}/{self.total} {self.unit}, {elapsed:.0f} s, {left:.0f} s left"

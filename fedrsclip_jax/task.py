@@ -17,7 +17,6 @@ from jaxtyping import Array, Float, Int
 from fedrsclip_jax.clip import huggingface, preprocess, tokenizer
 from fedrsclip_jax.clip.backbone import Backbone
 from fedrsclip_jax.clip.model import CLIP, CLIPConfig
-from fedrsclip_jax.clip.text import Suffixes
 from fedrsclip_jax.config import Config, MethodConfig
 from fedrsclip_jax.data import features, scenes, sources
 from fedrsclip_jax.errors import InputError
@@ -56,13 +55,11 @@ class Task:
         names = self.source.class_names
         suffixes = tokenizer.suffixes(self.words, names, self.clip_config, context)
         texts = [tokenizer.TEMPLATE.format(name) for name in names]
-        zero_shot = self.clip.encode_text(
-            jnp.asarray(tokenizer.tokenize(self.words, texts, self.clip_config))
-        )
+        zero_shot = self.clip.encode_text(jnp.asarray(tokenizer.tokenize(self.words, texts, self.clip_config)))
         return Backbone(
             self.clip.text,
             jnp.exp(self.clip.logit_scale[...]),
-            Suffixes(*map(jnp.asarray, suffixes)),
+            suffixes,
             zero_shot,
             method.class_position,
         )

@@ -140,12 +140,7 @@ def test_federation_domains_are_disjoint_from_pretraining(new, old):
 
 def test_federation_domains_lie_on_axes_that_pretraining_has_words_for():
     rng = np.random.default_rng(0)
-    said = {
-        word
-        for name in PRETRAINING
-        for _ in range(200)
-        for word in looks.strengths(DOMAINS[name].sample(rng))
-    }
+    said = {word for name in PRETRAINING for _ in range(200) for word in looks.strengths(DOMAINS[name].sample(rng))}
     for name in FEDERATION:
         seen = [looks.strengths(DOMAINS[name].sample(rng)) for _ in range(50)]
         assert set().union(*seen) <= said
@@ -243,9 +238,7 @@ def test_words_grow_with_strength():
 
 def test_captions_are_short_lower_case_ascii_varied_sentences_with_few_words():
     rng = np.random.default_rng(0)
-    said = [
-        caption("Dense Residential", DOMAINS[name].sample(rng), rng) for name in DOMAINS for _ in range(150)
-    ]
+    said = [caption("Dense Residential", DOMAINS[name].sample(rng), rng) for name in DOMAINS for _ in range(150)]
     for text in said:
         assert text.isascii()
         assert text == text.lower()

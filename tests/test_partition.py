@@ -36,9 +36,7 @@ def deal(kind: str, data, clients: int, **options) -> Partition:
 @st.composite
 def problems(draw):
     classes, sensors = draw(st.integers(1, 8)), draw(st.integers(1, 4))
-    data = images(
-        classes, draw(st.integers(1, 40)), sensors, draw(st.integers(0, 99)), draw(st.floats(0.05, 0.6))
-    )
+    data = images(classes, draw(st.integers(1, 40)), sensors, draw(st.integers(0, 99)), draw(st.floats(0.05, 0.6)))
     return data, {
         "clients": draw(st.integers(1, 12)),
         "alpha": draw(st.sampled_from([1e-3, 0.05, 0.5, 5.0, 1e4])),
@@ -99,9 +97,7 @@ def test_iid_is_near_even(problem):
     assert np.ptp(test.sum(axis=1)) <= 1
 
 
-@pytest.mark.parametrize(
-    ("classes", "clients", "each"), [(10, 10, 2), (10, 5, 2), (7, 20, 3), (6, 4, 6), (9, 9, 1)]
-)
+@pytest.mark.parametrize(("classes", "clients", "each"), [(10, 10, 2), (10, 5, 2), (7, 20, 3), (6, 4, 6), (9, 9, 1)])
 def test_classes_gives_each_client_its_number_of_classes(classes, clients, each):
     data = images(classes, 60)
     made = deal("classes", data, clients, classes_per_client=each)
@@ -219,9 +215,7 @@ def test_refused():
     lopsided[data[2][:2]] = 1
     with refusal("partition.min_examples=3", "sensor 1", "2 training images"):
         deal("domain", (data[0], lopsided, *data[2:]), 4, min_examples=3)
-    rare = np.where(np.arange(120) < 2, 0, 1).astype(
-        np.int32
-    )  # two images of a class that somebody must own alone
+    rare = np.where(np.arange(120) < 2, 0, 1).astype(np.int32)  # two images of a class that somebody must own alone
     with refusal("partition.min_examples=5", "classes_per_client"):
         deal(
             "classes",

@@ -76,9 +76,7 @@ def test_folder_in_natural_order_with_every_extension_and_depth(tmp_path):
     for i, name in enumerate(["b_10.JPG", "b_2.jpeg", "b_1.png", "deep/er/b_3.TIF", "deep/b_4.tiff"]):
         path = root / "BareLand" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(
-            encoded(i, {"jpg": "jpeg", "jpeg": "jpeg", "png": "png"}.get(path.suffix[1:].lower(), "tiff"))
-        )
+        path.write_bytes(encoded(i, {"jpg": "jpeg", "jpeg": "jpeg", "png": "png"}.get(path.suffix[1:].lower(), "tiff")))
     for i, name in enumerate(["t1.png", "t2.png"]):
         (root / "storage_tanks" / name).write_bytes(encoded(10 + i))
     for hidden in (".hidden.png", "._t1.png", "notes.txt", "Thumbs.db"):
@@ -99,9 +97,7 @@ def test_folder_in_natural_order_with_every_extension_and_depth(tmp_path):
 
 def test_class_names_from_a_file(tmp_path):
     root = write(tmp_path, A=2, B=2, C=2, DeepWater=2)
-    (root / "classnames.txt").write_text(
-        "# comment\n\nA\tairport  hall\nB = baseball diamond\nC  circular farmland\n"
-    )
+    (root / "classnames.txt").write_text("# comment\n\nA\tairport  hall\nB = baseball diamond\nC  circular farmland\n")
     assert Folder(root).class_names == ("airport hall", "baseball diamond", "circular farmland", "deep water")
     (root / "classnames.txt").write_text("Bee = bee\n")
     with refusal("classnames.txt line 1", "'Bee'", "'B'"):
@@ -277,9 +273,7 @@ def prepare(root: Path, splits: dict[str, list[int]], **changes) -> Path:
     features.save_config(folder)
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
     for split, numbers in splits.items():
-        writer = ArrayRecordWriter(
-            str(folder / f"toy_scenes-{split}.array_record-00000-of-00001"), "group_size:1"
-        )
+        writer = ArrayRecordWriter(str(folder / f"toy_scenes-{split}.array_record-00000-of-00001"), "group_size:1")
         for number in numbers:
             example = {"label": number % 2, "image": io.BytesIO(encoded(number))}
             writer.write(serializer.serialize_example(features.encode_example(example)))
@@ -329,9 +323,7 @@ def test_tfds_never_imports_tensorflow(tmp_path):
 
 def test_refused_tfds(tmp_path):
     for name in ("uc_merced", "eurosat/rgb"):  # known, but not prepared
-        with refusal(
-            name, "not prepared", "fedrsclip_jax[tfds]", f"tfds build {name} --file_format=array_record"
-        ):
+        with refusal(name, "not prepared", "fedrsclip_jax[tfds]", f"tfds build {name} --file_format=array_record"):
             Tfds(name, tmp_path)
     with refusal("tfds:uc_mercd", "'uc_merced'"):
         Tfds("uc_mercd", tmp_path)

@@ -67,8 +67,6 @@ def test_refused():
     with refusal("class 1", "1 distinct", "at least two"):
         stratified_split(labels, list("abcc"), 0.5, 0, everything)
     with refusal("'river'", "1 distinct", "add images"):
-        stratified_split(
-            labels, list("abcd"), 0.5, 0, np.array([True, True, True, False]), ["beach", "river"]
-        )
+        stratified_split(labels, list("abcd"), 0.5, 0, np.array([True, True, True, False]), ["beach", "river"])
     with refusal("'forest'", "0 distinct"):
         stratified_split(labels, list("abcd"), 0.5, 0, everything, ["beach", "river", "forest"])

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -117,8 +118,11 @@ def resolve(backbone: str) -> Path:
         allow_patterns=["*.json", "*.txt", "*.safetensors"],
     )
     try:
-        return Path(download(local_files_only=True))
-    except Exception:  # not in the cache: any reason is as good as another, the network decides
+        cached = Path(download(local_files_only=True))
+        # Other programs cache single files: a folder with a tokenizer alone has still to be downloaded.
+        if (cached / "config.json").is_file() and _weight_files(cached):
+            return cached
+    except Exception:  # not in the cache, or not whole: any reason is as good as another, the network decides
         pass
     try:
         return Path(download())
@@ -134,20 +138,21 @@ def read_config(folder: Path) -> CLIPConfig:
     """`config.json` of a CLIP folder; missing keys take Hugging Face's defaults."""
     path = folder / "config.json"
     if not path.is_file():
-        raise InputError(
-            f"backbone: {folder} has no config.json; it must be a CLIP folder in Hugging Face layout"
-        )
+        raise InputError(f"backbone: {folder} has no config.json; it must be a CLIP folder in Hugging Face layout")
     try:
         written = json.loads(path.read_text())
     except ValueError as error:
         raise InputError(f"backbone: {path} is not JSON ({error}); download the folder again") from error
-    if written.get("model_type") != "clip":
-        raise InputError(
-            f"backbone: {path} describes a {written.get('model_type')!r} model; only model_type `clip` is supported"
-        )
+    kind = written.get("model_type") if isinstance(written, dict) else None
+    if kind != "clip":
+        raise InputError(f"backbone: {path} describes a {kind!r} model; only model_type `clip` is supported")
     from transformers import CLIPConfig as HuggingFaceConfig
 
-    config = HuggingFaceConfig.from_dict(written)
+    try:
+        config: Any = HuggingFaceConfig.from_dict(written)
+    except Exception as error:  # a wrong type, or sizes that do not go together; transformers says which
+        reason = " ".join(str(error).split())
+        raise InputError(f"backbone: {path} cannot be used ({reason}); download the folder again") from error
 
     def tower(side) -> TowerConfig:
         if side.hidden_act not in ACTIVATIONS:
@@ -164,6 +169,11 @@ def read_config(folder: Path) -> CLIPConfig:
         )
 
     text, vision = config.text_config, config.vision_config
+    if vision.image_size % vision.patch_size:
+        raise InputError(
+            f"backbone: {path} cuts images of {vision.image_size} pixels into patches of {vision.patch_size}; only "
+            "whole patches are supported"
+        )
     # Older configurations say 2, and transformers then reads the highest id, which is EOS (see its CLIPTextModel).
     eos = text.vocab_size - 1 if text.eos_token_id == 2 else text.eos_token_id
     sos = text.vocab_size - 2 if text.eos_token_id == 2 else text.bos_token_id
@@ -298,23 +308,20 @@ def _weight_files(folder: Path) -> list[Path]:
         )
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"backbone: {index} is no index of shards ({error!r}); download it again") from error
     files = [folder / name for name in names]
     for file in files:
         if not file.is_file():
-            raise InputError(
-                f"backbone: {file} is missing although {index} lists it; download the folder again"
-            )
+            raise InputError(f"backbone: {file} is missing although {index} lists it; download the folder again")
     return files
 
 
 def _read(handle, file: Path, name: str) -> np.ndarray:
     try:
         return np.asarray(handle.get_tensor(name))
-    except TypeError:  # bfloat16 is no NumPy type; ml_dtypes, which comes with JAX, has it
-        from safetensors.flax import load_file
-
-        return np.asarray(load_file(file)[name].astype(jnp.float32))
+    except TypeError:  # bfloat16 is no NumPy type, and older safetensors do not know that ml_dtypes has it
+        with safe_open(file, framework="flax") as again:
+            return np.asarray(again.get_tensor(name))
     except Exception as error:
         raise InputError(f"backbone: tensor {name} in {file} cannot be read ({error})") from error

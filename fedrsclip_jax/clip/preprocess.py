@@ -18,21 +18,27 @@ Preprocess = Callable[[Sequence[UInt8[np.ndarray, "_h _w 3"]]], Float[np.ndarray
 
 
 def load_preprocess(folder: Path) -> tuple[Preprocess, str]:
-    """The image preprocessing of a CLIP folder, and the digest of its settings (for the feature cache)."""
+    """The image preprocessing of a CLIP folder, and the digest of its settings (for the feature cache).
+
+    Raises:
+      InputError: the settings are missing or cannot be used.
+    """
     path = folder / SETTINGS
     if not path.is_file():
         raise InputError(f"backbone: {folder} has no {SETTINGS}; download the whole folder")
     from transformers.models.clip import CLIPImageProcessorPil
 
-    settings = json.loads(path.read_text())
-    processor = CLIPImageProcessorPil(
-        **{k: v for k, v in settings.items() if k not in ("image_processor_type", "feature_extractor_type")}
-    )
+    try:
+        settings = json.loads(path.read_text())
+        processor = CLIPImageProcessorPil(
+            **{k: v for k, v in settings.items() if k not in ("image_processor_type", "feature_extractor_type")}
+        )
+    except Exception as error:  # no JSON, no object, or settings that transformers refuses
+        reason = " ".join(str(error).split())
+        raise InputError(f"backbone: {path} cannot be used ({reason}); download the folder again") from error
 
     def preprocess(images):
-        pixels = processor(list(images), return_tensors="np", input_data_format="channels_last")[
-            "pixel_values"
-        ]
+        pixels = processor(list(images), return_tensors="np", input_data_format="channels_last")["pixel_values"]
         return np.moveaxis(np.asarray(pixels, np.float32), 1, -1)
 
     return preprocess, hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -59,4 +65,4 @@ def save_preprocess(folder: Path, size: int) -> None:
 
 def normalise(images: UInt8[np.ndarray, "batch size size 3"]) -> Float[np.ndarray, "batch size size 3"]:
     """Images already of the right size, scaled and normalised with OpenAI's mean and deviation."""
-    return ((images / np.float32(255) - np.float32(MEAN)) / np.float32(STD)).astype(np.float32)
+    return ((images / np.float32(255) - np.asarray(MEAN, np.float32)) / np.asarray(STD, np.float32)).astype(np.float32)

@@ -70,15 +70,13 @@ class TextTower(nnx.Module):
     ) -> Float[Array, "batch embed"]:
         """Projected features of sequences of token embeddings, read at `eos`; the oracle of `prompted`."""
         length = embeddings.shape[1]
-        x = embeddings.astype(self.token.dtype) + self.position[...][:length]
+        x = embeddings.astype(self.token.dtype) + self.position[...][None, :length]
         mask = causal_mask(length)
         for block in self.blocks:
             x = block(x, mask)
         return self._read(x[jnp.arange(x.shape[0]), eos])
 
-    def prompted(
-        self, context: Float[Array, "context width"], suffixes: Suffixes
-    ) -> Float[Array, "classes embed"]:
+    def prompted(self, context: Float[Array, "context width"], suffixes: Suffixes) -> Float[Array, "classes embed"]:
         """Projected features of `[SOS] context name . [EOS]` for every class; not yet of unit norm.
 
         Costs (1 + context) + classes x length tokens, where `plain` costs classes x the whole length.
@@ -89,7 +87,7 @@ class TextTower(nnx.Module):
         first = jnp.concatenate([token[self.sos_id][None], context.astype(dtype)])
         prefix = first.shape[0]
         first = first + position[:prefix]
-        names = token[suffixes.tokens] + position[prefix : prefix + length]
+        names = token[suffixes.tokens] + position[None, prefix : prefix + length]
         # Prefix and names go through every dense layer as one matrix; only attention tells them apart.
         x = jnp.concatenate([first, names.reshape(classes * length, -1)])
         *blocks, last = self.blocks
@@ -97,9 +95,7 @@ class TextTower(nnx.Module):
 
         for block in blocks:
             q, k, v = block.heads_of(x)
-            own = _attend_behind(
-                *(_rows(t, prefix, classes, length) for t in (q, k, v)), k[:prefix], v[:prefix], mask
-            )
+            own = _attend_behind(*(_rows(t, prefix, classes, length) for t in (q, k, v)), k[:prefix], v[:prefix], mask)
             shared = attend(q[None, :prefix], k[None, :prefix], v[None, :prefix], causal_mask(prefix))[0]
             x = block.finish(x, jnp.concatenate([shared, own.reshape(classes * length, *own.shape[2:])]))
 

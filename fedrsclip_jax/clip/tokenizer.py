@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
@@ -17,9 +18,7 @@ TEMPLATE = "a satellite photo of a {}."
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a CLIP folder (`tokenizer.json`, or `vocab.json` with `merges.txt`)."""
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-        raise InputError(
-            f"backbone: {folder} has no tokenizer.json (nor vocab.json); download the whole folder"
-        )
+        raise InputError(f"backbone: {folder} has no tokenizer.json (nor vocab.json); download the whole folder")
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder)
@@ -42,9 +41,7 @@ def tokenize(
     room = config.positions - 2
     for text, row in zip(texts, rows, strict=True):
         if len(row) > room and not truncate:
-            raise InputError(
-                f"text {text!r} has {len(row)} tokens; this CLIP reads at most {room}; shorten it"
-            )
+            raise InputError(f"text {text!r} has {len(row)} tokens; this CLIP reads at most {room}; shorten it")
     rows = [row[:room] for row in rows]
     out = np.full((len(rows), max(map(len, rows)) + 2), config.eos_id, np.int32)
     out[:, 0] = config.sos_id
@@ -63,11 +60,13 @@ def suffixes(tokenizer: Any, class_names: Sequence[str], config: CLIPConfig, con
     longest = int(np.argmax([len(row) for row in rows]))
     needed = 1 + context + len(rows[longest]) + 1
     if needed > config.positions:
+        room = context - (needed - config.positions)
+        remedy = f"use at most {room}" if room > 0 else "give the class a shorter name"
         raise InputError(
             f"method.context_tokens: {context} in front of {class_names[longest]!r} make {needed} tokens; this "
-            f"CLIP reads {config.positions}; use at most {context - (needed - config.positions)}"
+            f"CLIP reads {config.positions}; {remedy}"
         )
     tokens = np.full((len(rows), len(rows[longest]) + 1), config.eos_id, np.int32)
     for i, row in enumerate(rows):
         tokens[i, : len(row)] = row
-    return Suffixes(tokens, np.asarray([len(row) for row in rows], np.int32))
+    return Suffixes(jnp.asarray(tokens), jnp.asarray([len(row) for row in rows], jnp.int32))

@@ -62,9 +62,7 @@ class Block(nnx.Module):
         self.mlp_in = nnx.Linear(
             width, config.mlp_width, kernel_init=nnx.initializers.normal((2 * width) ** -0.5), rngs=rngs
         )
-        self.mlp_out = nnx.Linear(
-            config.mlp_width, width, kernel_init=nnx.initializers.normal(residual_std), rngs=rngs
-        )
+        self.mlp_out = nnx.Linear(config.mlp_width, width, kernel_init=nnx.initializers.normal(residual_std), rngs=rngs)
 
     def heads_of(
         self, x: Float[Array, "*batch width"]

@@ -15,9 +15,7 @@ class VisionTower(nnx.Module):
         self.patch_size = patch_size
         normal = nnx.initializers.normal
         # A convolution whose stride is its kernel is one matrix product over flattened patches.
-        self.patch = nnx.Linear(
-            3 * patch_size**2, width, use_bias=False, kernel_init=normal(width**-0.5), rngs=rngs
-        )
+        self.patch = nnx.Linear(3 * patch_size**2, width, use_bias=False, kernel_init=normal(width**-0.5), rngs=rngs)
         tokens = (image_size // patch_size) ** 2 + 1
         self.class_token = nnx.Param(normal(width**-0.5)(rngs.params(), (width,)))
         self.position = nnx.Param(normal(width**-0.5)(rngs.params(), (tokens, width)))
@@ -34,7 +32,7 @@ class VisionTower(nnx.Module):
         kernel = self.patch.kernel[...]
         x = self.patch(patches.reshape(n, -1, 3 * size**2).astype(kernel.dtype))
         first = jnp.broadcast_to(self.class_token[...], (n, 1, x.shape[-1]))
-        x = self.norm_pre(jnp.concatenate([first, x], axis=1) + self.position[...])
+        x = self.norm_pre(jnp.concatenate([first, x], axis=1) + self.position[...][None])
         for block in self.blocks:
             x = block(x)
         return self.projection(self.norm_post(x[:, 0])).astype(jnp.float32)

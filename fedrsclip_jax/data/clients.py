@@ -72,9 +72,7 @@ class Clients:
         width = int(sizes.max()) if width is None else width
         if counts.size and counts.max() > width:
             worst = int(ids[counts.argmax()])
-            raise ValueError(
-                f"width={width} is less than the {counts.max()} {split} images of client {worst}"
-            )
+            raise ValueError(f"width={width} is less than the {counts.max()} {split} images of client {worst}")
         columns = np.arange(width)
         valid = columns < counts[:, None]
         table = np.zeros((len(ids), width), np.int32)

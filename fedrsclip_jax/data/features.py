@@ -119,9 +119,7 @@ def encode(
     return Features(arrays[0], tuple(arrays[1:] or arrays), readable)
 
 
-def augment(
-    image: UInt8[np.ndarray, "height width 3"], rng: np.random.Generator
-) -> UInt8[np.ndarray, "side side 3"]:
+def augment(image: UInt8[np.ndarray, "height width 3"], rng: np.random.Generator) -> UInt8[np.ndarray, "side side 3"]:
     """A random resized crop (half to all of the area, sides 3:4 to 4:3) and flips: there is no up."""
     from PIL import Image
 
@@ -167,9 +165,7 @@ class _Job:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
 
             def submit(first: int) -> list[Future]:
-                return [
-                    pool.submit(self.picture, i) for i in range(first, min(first + self.batch_size, size))
-                ]
+                return [pool.submit(self.picture, i) for i in range(first, min(first + self.batch_size, size))]
 
             ahead = submit(start)
             try:
@@ -252,9 +248,7 @@ def _compute(folder: Path, identity: dict[str, Any], job: _Job) -> None:
             for number, (first, pictures, good) in enumerate(batches, start=1):
                 rows = np.asarray(job.encoder(pictures), np.float32)
                 if rows.ndim != 2 or len(rows) != len(pictures):
-                    raise ValueError(
-                        f"the encoder made {rows.shape} of {len(pictures)} pictures; must be 2-D"
-                    )
+                    raise ValueError(f"the encoder made {rows.shape} of {len(pictures)} pictures; must be 2-D")
                 if not np.isfinite(rows[good]).all():
                     raise ValueError(f"features of images {first} to {first + len(rows) - 1} are not finite")
                 if features is None:

@@ -96,9 +96,7 @@ class Partition:
                 raise ValueError("training and test images of different numbers of clients")
         except Exception as error:  # a damaged zip file raises anything from BadZipFile to zlib.error
             reason = " ".join(str(error).split()) if Path(path).exists() else "no such file"
-            raise InputError(
-                f"cannot read partition {path} ({reason}); delete it and start the run anew"
-            ) from error
+            raise InputError(f"cannot read partition {path} ({reason}); delete it and start the run anew") from error
         return cls(train, train_offsets, test, test_offsets)
 
 
@@ -135,9 +133,7 @@ def partition(
     """
     if kind not in KINDS:
         nearest = difflib.get_close_matches(str(kind), KINDS, n=1, cutoff=0.0)[0]
-        raise InputError(
-            f"partition.kind={kind!r} is not known; use {', '.join(KINDS)} (nearest: {nearest!r})"
-        )
+        raise InputError(f"partition.kind={kind!r} is not known; use {', '.join(KINDS)} (nearest: {nearest!r})")
     if clients < 1:
         raise InputError(f"partition.clients={clients} is out of range; give at least 1")
     if min_examples < 1:
@@ -149,9 +145,7 @@ def partition(
             f"give at most {len(train_index) // min_examples} clients"
         )
     if kind == "dirichlet" and not (math.isfinite(alpha) and alpha > 0):
-        raise InputError(
-            f"partition.alpha={alpha} is out of range; give a finite number above 0, such as 0.1"
-        )
+        raise InputError(f"partition.alpha={alpha} is out of range; give a finite number above 0, such as 0.1")
 
     rng = np.random.default_rng((seed, _STREAM))
     used = np.concatenate([train_index, test_index])
@@ -171,10 +165,7 @@ def partition(
         of_sensor = sizes.reshape(len(sensors), -1).sum(axis=1)
         seats = _sensor_clients(of_sensor, clients, min_examples)
         owners = np.repeat(np.eye(len(sensors), dtype=bool), seats, axis=0).repeat(len(classes), axis=1)
-    if kind == "dirichlet":
-        counts = _dirichlet(sizes, clients, alpha, min_examples, rng)
-    else:
-        counts = _even(sizes, owners)
+    counts = _dirichlet(sizes, clients, alpha, min_examples, rng) if kind == "dirichlet" else _even(sizes, owners)
     if not _repair(counts, owners, min_examples):
         raise InputError(
             f"partition.min_examples={min_examples} is more than the classes of some clients have images; "
@@ -186,9 +177,7 @@ def partition(
     return Partition(*_deal(train_groups, counts), *_deal(test_groups, tests))
 
 
-def _grouped(
-    groups: np.ndarray, num_groups: int, index: np.ndarray, rng: np.random.Generator
-) -> list[np.ndarray]:
+def _grouped(groups: np.ndarray, num_groups: int, index: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
     """The images of each group, shuffled."""
     of_image = groups[index]
     return [rng.permutation(index[of_image == g]) for g in range(num_groups)]
@@ -221,9 +210,7 @@ def _apportion(total: int, weights: np.ndarray, behind: np.ndarray) -> np.ndarra
 def _even(sizes: np.ndarray, owners: np.ndarray) -> np.ndarray:
     """Counts [clients, groups] that share each group evenly among its owners; what is over is evened out."""
     behind = np.zeros(len(owners))
-    return np.stack(
-        [_apportion(int(n), owners[:, c].astype(float), behind) for c, n in enumerate(sizes)], axis=1
-    )
+    return np.stack([_apportion(int(n), owners[:, c].astype(float), behind) for c, n in enumerate(sizes)], axis=1)
 
 
 def _follow(sizes: np.ndarray, counts: np.ndarray, owners: np.ndarray) -> np.ndarray:
@@ -287,9 +274,7 @@ def _sensor_clients(images: np.ndarray, clients: int, min_examples: int) -> np.n
             "use data.source=scenes with several domains, or another partition.kind"
         )
     if clients < sensors:
-        raise InputError(
-            f"partition.clients={clients} is less than the {sensors} sensors; give at least {sensors}"
-        )
+        raise InputError(f"partition.clients={clients} is less than the {sensors} sensors; give at least {sensors}")
     seats = np.ones(sensors, np.int64)
     for _ in range(clients - sensors):
         seats[np.argmax(images / (seats + 1))] += 1

@@ -195,14 +195,8 @@ class Tfds:
             known = tfds.list_builders(with_community_datasets=False)
             base = name.split("/")[0].split(":")[0]
             nearest = difflib.get_close_matches(base, known, n=1, cutoff=0.0)[0]
-            reason = (
-                next(iter(str(error).splitlines()), "")
-                if base in known
-                else f"the nearest name is {nearest!r}"
-            )
-            raise InputError(
-                f"data.source=tfds:{name} is not known ({reason}); names: tfds.list_builders()"
-            ) from error
+            reason = next(iter(str(error).splitlines()), "") if base in known else f"the nearest name is {nearest!r}"
+            raise InputError(f"data.source=tfds:{name} is not known ({reason}); names: tfds.list_builders()") from error
         features = dict(builder.info.features or {})
         image, label = features.get("image"), features.get("label")
         if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
@@ -223,9 +217,7 @@ class Tfds:
             ) from error
         names = label.names
         # Some sets mark the images of an unlabelled test split by -1.
-        rows = [
-            (key, row, *pair) for key, scan in scans.items() for row, pair in enumerate(scan) if pair[0] >= 0
-        ]
+        rows = [(key, row, *pair) for key, scan in scans.items() for row, pair in enumerate(scan) if pair[0] >= 0]
         self.class_names = _distinct([readable_name(name) for name in names], names)
         self.domain_names = ("all",)
         self.labels = np.array([label for _, _, label, _ in rows], np.int32)

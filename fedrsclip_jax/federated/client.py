@@ -148,9 +148,7 @@ def train_client(
     def objective(prompts, batch: Batch):
         loss, figures = nnx.merge(graph, *prompts).loss(batch, backbone, weights)
         # FedProx (Li et al. 2020, arXiv:1812.06127): mu/2 |P_s - P_s of the server|^2, on the live variables.
-        drift = sum(
-            jnp.sum((a - b) ** 2) for a, b in zip(*map(jax.tree.leaves, (prompts[0], shared)), strict=True)
-        )
+        drift = sum(jnp.sum((a - b) ** 2) for a, b in zip(*map(jax.tree.leaves, (prompts[0], shared)), strict=True))
         return loss + 0.5 * hyper.proximal_weight * drift, {"loss": loss, **figures}
 
     def epoch(number, state):
@@ -163,9 +161,7 @@ def train_client(
             at = place * plan.batch_size + places
             mask = at < member.counts
             rows = member.rows[order[jnp.minimum(at, width - 1)]]
-            views = jax.random.randint(
-                jax.random.fold_in(epoch_key, place + 1), rows.shape, 0, data.features.shape[0]
-            )
+            views = jax.random.randint(jax.random.fold_in(epoch_key, place + 1), rows.shape, 0, data.features.shape[0])
             batch = Batch(data.features[views, rows], data.labels[rows], mask)
             gradient, figures = jax.grad(objective, has_aux=True)(prompts, batch)
             updates, opt_state = transform.update(gradient, opt_state, prompts)
@@ -176,12 +172,12 @@ def train_client(
         return jax.lax.fori_loop(0, per_epoch, step, state)
 
     prompts = (shared, private)
-    batch_shape = Batch(
-        jax.ShapeDtypeStruct((plan.batch_size, data.features.shape[-1]), data.features.dtype),
-        jax.ShapeDtypeStruct((plan.batch_size,), data.labels.dtype),
-        jax.ShapeDtypeStruct((plan.batch_size,), jnp.bool_),
+    blank = Batch(
+        jnp.zeros((plan.batch_size, data.features.shape[-1]), data.features.dtype),
+        jnp.zeros((plan.batch_size,), data.labels.dtype),
+        jnp.zeros((plan.batch_size,), bool),
     )
-    figures = jax.eval_shape(lambda p, b: objective(p, b)[1], prompts, batch_shape)
+    figures = jax.eval_shape(lambda p, b: objective(p, b)[1], prompts, blank)
     # Zeros that vary over devices as the client does, which the loop's carry must from its first turn on.
     zero = jnp.zeros((), jnp.float32) * member.counts.astype(jnp.float32)
     sums = dict.fromkeys((*figures, "images"), zero)

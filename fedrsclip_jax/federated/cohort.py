@@ -42,9 +42,7 @@ def draw_answering(
     return (ids >= 0) & (np.asarray(lots) >= dropout)
 
 
-def lay_out(
-    ids: Int[np.ndarray, " cohort"], steps: Int[np.ndarray, " cohort"], devices: int, lanes: int
-) -> Layout:
+def lay_out(ids: Int[np.ndarray, " cohort"], steps: Int[np.ndarray, " cohort"], devices: int, lanes: int) -> Layout:
     """Clients of like length share a chunk; chunks go to the device with the least work so far."""
     order = np.argsort(-steps, kind="stable")
     chunks = -(-len(ids) // lanes)

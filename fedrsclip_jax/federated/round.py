@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jax.sharding import AxisType, Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from fedrsclip_jax.clip.backbone import Backbone
@@ -60,6 +60,16 @@ def make_mesh(devices: int) -> Mesh:
     return jax.make_mesh((len(chosen),), (AXIS,), axis_types=(AxisType.Auto,), devices=chosen)
 
 
+def replicate(mesh: Mesh, tree: PyTree) -> PyTree:
+    """The same values on every device. What a round is given lies as what it returns, or it would compile twice."""
+    return jax.device_put(tree, NamedSharding(mesh, SAME))
+
+
+def spread(mesh: Mesh, tree: PyTree) -> PyTree:
+    """The leading axis of every leaf divided over the devices."""
+    return jax.device_put(tree, NamedSharding(mesh, SPLIT))
+
+
 def choose_lanes(clients_per_device: int, cohort: int, mesh: Mesh) -> int:
     """Lanes on a device: what the user says; else one on a CPU (fastest there), and many on an accelerator."""
     share = -(-cohort // mesh.size)
@@ -106,7 +116,7 @@ def run_round(
             return train_client(plan.graph, plan.local, shared, private, member, data, backbone, hyper, key)
 
         updates = _in_chunks(lane, plan.lanes, (private, members))
-        weights = (answering * members.counts).astype(jnp.float32)
+        weights = jnp.where(answering, members.counts, 0).astype(jnp.float32)
         kept = jax.tree.map(
             lambda new, old: jnp.where(answering.reshape(-1, *[1] * (old.ndim - 1)), new, old),
             updates.private,
@@ -120,14 +130,14 @@ def run_round(
         flat, unravel = ravel_pytree(local)
         return unravel(jax.lax.psum(flat, AXIS)), kept
 
-    spread = jax.shard_map(
+    on_devices = jax.shard_map(
         on_device,
         mesh=plan.mesh,
         in_specs=(SAME, SPLIT, SPLIT, SPLIT, SAME, SAME, SAME, SAME),
         out_specs=(SAME, SPLIT),
     )
     round_key = jax.random.fold_in(key, number)
-    (deltas, weight, sums), private = spread(
+    (deltas, weight, sums), private = on_devices(
         server.shared, private, members, answering, data, backbone, hyper, round_key
     )
     mean = jax.tree.map(lambda d: d / jnp.maximum(weight, 1.0), deltas)

@@ -56,9 +56,7 @@ class Method(Protocol):
         """The scalar that a client descends, and figures to report (each a mean over the batch)."""
         ...
 
-    def global_logits(
-        self, features: Float[Array, "batch embed"], backbone: Backbone
-    ) -> Float[Array, "batch classes"]:
+    def global_logits(self, features: Float[Array, "batch embed"], backbone: Backbone) -> Float[Array, "batch classes"]:
         """Logits of the federation's model, from the shared variables alone."""
         ...
 
@@ -79,7 +77,7 @@ def draw_prompt(
 
 def masked_mean(values: Float[Array, " batch"], mask: Bool[Array, " batch"]) -> Float[Array, ""]:
     """Mean over the real rows; 0 where there is none."""
-    return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
+    return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.maximum(jnp.sum(mask, dtype=values.dtype), 1)
 
 
 def cross_entropy(logits: Float[Array, "batch classes"], batch: Batch) -> Float[Array, ""]:

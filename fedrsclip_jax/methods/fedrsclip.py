@@ -98,7 +98,7 @@ def _symmetric_infonce(
     """
     logits = scale * cosines[:, batch.labels]  # [image, text of row]
     both = batch.mask[:, None] & batch.mask[None]
-    same = (batch.labels[:, None] == batch.labels[None]) & both
+    same = ((batch.labels[:, None] == batch.labels[None]) & both).astype(jnp.float32)
     target = same / jnp.maximum(jnp.sum(same, axis=1, keepdims=True), 1)
 
     def one_way(rows):

@@ -1,0 +1,56 @@
+"""A finished run scored again from its last checkpoint."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedrsclip_jax import comparison
+from fedrsclip_jax import config as configuration
+from fedrsclip_jax.checkpoint import Checkpoints
+from fedrsclip_jax.config import Config
+from fedrsclip_jax.data.partition import Partition
+from fedrsclip_jax.errors import InputError
+from fedrsclip_jax.evaluate import score_zero_shot
+from fedrsclip_jax.experiment import Federation, divide
+from fedrsclip_jax.progress import Progress
+from fedrsclip_jax.task import load_task
+
+
+def evaluate_run(workdir: Path, overrides: Sequence[tuple[str, str]], progress: Progress) -> dict[str, Any]:
+    """The comparison table of one run, recomputed.
+
+    Args:
+      workdir: folder of a finished run.
+      overrides: keys that say where things lie now, such as `backbone`, `data.source` or `spmd.devices`.
+
+    Raises:
+      InputError: the folder holds no run, or data and settings give other clients than the run had.
+    """
+    written = workdir / "config.json"
+    if not written.is_file():
+        raise InputError(f"--workdir: {workdir} holds no config.json; give the folder of a run of `fedrsclip train`")
+    try:
+        config = configuration.resolve(Config, json.loads(written.read_text()), overrides)
+    except json.JSONDecodeError as error:
+        raise InputError(f"--workdir: {written} is not JSON ({error}); give the folder of a sound run") from error
+    config = dataclasses.replace(config, seeds=1, baselines=())
+    task = load_task(config, progress)
+    clients = divide(config, task)
+    if clients.partition.digest() != Partition.load(workdir / "partition.npz").digest():
+        raise InputError(
+            f"{workdir / 'partition.npz'} differs from what config.json and {config.data.source} give; "
+            "the images have changed since the run"
+        )
+    backbone = task.backbone(config.method)
+    federation = Federation(config, task, backbone, clients)
+    with Checkpoints(workdir) as checkpoints:
+        _, federation.server = checkpoints.restore(federation.server, federation.population)
+    scores = {
+        "seed": config.seed,
+        "uplink_params_per_client_round": federation.traffic.params,
+        "zero_shot": score_zero_shot(task.features.plain, task.labels, clients, backbone),
+        **federation.score(),
+    }
+    return comparison.tabulate({config.method.name: [scores]}, config.method.name)

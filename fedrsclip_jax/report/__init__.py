@@ -1,0 +1,1 @@
+"""Results for a reader: one self-contained page a run."""

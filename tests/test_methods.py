@@ -1,0 +1,197 @@
+"""The losses against the equations of their modules, written out in NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fedrsclip_jax.errors import InputError
+from fedrsclip_jax.methods import METHODS, find_method
+from fedrsclip_jax.methods.base import Batch, Private, Shared, Weights
+from tests import toy
+
+WEIGHTS = Weights(jnp.float32(0.3), jnp.float32(0.5))
+
+
+@pytest.fixture(scope="module")
+def frozen(tiny_folder):
+    return toy.backbone(tiny_folder)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    data = toy.dataset()
+    return Batch(data.features[0, :6], data.labels[:6], jnp.asarray([True, True, True, True, False, True]))
+
+
+def method(name: str, frozen, **overrides):
+    config = toy.settings(**{"method.name": name, **overrides}).method
+    return METHODS[name](config, frozen, jax.random.key(4))
+
+
+# Compiled whole: one program a test is far quicker than a program an operation.
+encode = jax.jit(lambda frozen, context: frozen.encode(context))
+loss_of = jax.jit(lambda module, batch, frozen, weights: module.loss(batch, frozen, weights))
+
+
+def softmax(x):
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def norm(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def by_hand(module, frozen, batch, combine, pacl, cmfac):
+    """CE, PACL and CMFAC of FedRSCLIP over the real rows."""
+    real = np.asarray(batch.mask)
+    f, y, s = np.asarray(batch.features)[real], np.asarray(batch.labels)[real], float(frozen.scale)
+    shared, private = module.shared[...], module.private[...]
+    ts, tk = np.asarray(encode(frozen, shared)), np.asarray(encode(frozen, private))
+    logits = {
+        "logits": s / 2 * (f @ ts.T + f @ tk.T),
+        "features": s * f @ norm((ts + tk) / 2).T,
+        "concat": s * f @ np.asarray(encode(frozen, jnp.concatenate([shared, private]))).T,
+    }[combine]
+    ce = -np.log(softmax(logits)[np.arange(len(y)), y]).mean()
+    aligned = {
+        "features": 1 - (ts * tk).sum(axis=1).mean(),
+        "tokens": float(np.mean((np.asarray(shared) - np.asarray(private)) ** 2)),
+    }[pacl]
+
+    def contrastive(t):
+        sims = s * f @ t[y].T
+        same = (y[:, None] == y[None]) / (y[:, None] == y[None]).sum(axis=1, keepdims=True)
+        one, other = (-(same * np.log(softmax(m))).sum(axis=1).mean() for m in (sims, sims.T))
+        return (one + other) / 2
+
+    tied = {
+        "cosine": 1 - 0.5 * ((f * ts[y]).sum(axis=1) + (f * tk[y]).sum(axis=1)).mean(),
+        "contrastive": (contrastive(ts) + contrastive(tk)) / 2,
+    }[cmfac]
+    return ce, aligned, tied
+
+
+@pytest.mark.parametrize(
+    ("combine", "pacl", "cmfac"),
+    [
+        ("logits", "features", "cosine"),
+        ("features", "tokens", "contrastive"),
+        ("concat", "features", "contrastive"),
+        ("concat", "tokens", "cosine"),
+    ],
+)
+def test_fedrsclip_is_its_equations(frozen, batch, combine, pacl, cmfac):
+    switches = {"method.combine": combine, "method.pacl": pacl, "method.cmfac": cmfac}
+    module = method("fedrsclip", frozen, **switches)
+    loss, figures = loss_of(module, batch, frozen, WEIGHTS)
+    ce, aligned, tied = by_hand(module, frozen, batch, combine, pacl, cmfac)
+    np.testing.assert_allclose([figures["ce"], figures["pacl"], figures["cmfac"]], [ce, aligned, tied], rtol=1e-4)
+    assert float(loss) == pytest.approx(ce + 0.3 * aligned + 0.5 * tied, rel=1e-4)
+
+
+@pytest.mark.parametrize("combine", ["logits", "features", "concat"])
+@pytest.mark.parametrize("term", ["ce", "pacl", "cmfac"])
+def test_both_prompts_have_a_gradient_from_every_term(frozen, batch, combine, term):
+    module = method("fedrsclip", frozen, **{"method.combine": combine})
+    graph, shared, private = nnx.split(module, Shared, Private)
+    gradients = jax.jit(jax.grad(lambda p: nnx.merge(graph, *p).loss(batch, frozen, WEIGHTS)[1][term]))(
+        (shared, private)
+    )
+    assert all(float(jnp.abs(leaf).max()) > 1e-7 for leaf in jax.tree.leaves(gradients))
+
+
+def test_prompts_start_apart(frozen):
+    """Equal starts would get equal gradients, and PACL would be zero until the first average."""
+    module = method("fedrsclip", frozen)
+    shared, private = np.asarray(module.shared[...]), np.asarray(module.private[...])
+    assert np.abs(shared - private).max() > 0.01
+    assert 0.01 < np.concatenate([shared, private]).std() < 0.03  # N(0, 0.02^2), 256 numbers
+
+
+def test_words_to_start_from(frozen):
+    config = toy.settings().method
+    start = jnp.ones((4, 32))
+    module = METHODS["fedrsclip"](config, frozen, jax.random.key(0), start)
+    np.testing.assert_allclose(module.shared[...], 1.0, atol=0.1)
+    assert float(jnp.abs(module.shared[...] - module.private[...]).max()) > 0.001
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_padding_rows_change_neither_loss_nor_gradient(frozen, batch, name):
+    graph, shared, private = nnx.split(method(name, frozen), Shared, Private)
+
+    @jax.jit
+    def value(batch):
+        def loss(prompts):
+            return nnx.merge(graph, *prompts).loss(batch, frozen, WEIGHTS)[0]
+
+        return jax.value_and_grad(loss)((shared, private))
+
+    garbage = batch._replace(
+        features=batch.features.at[4].set(7.0), labels=batch.labels.at[4].set((batch.labels[4] + 1) % 3)
+    )
+    short = Batch(*(jnp.delete(part, 4, axis=0) for part in batch))
+    for other in (garbage, short):
+        for a, b in zip(jax.tree.leaves(value(batch)), jax.tree.leaves(value(other)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_a_batch_of_padding_alone_is_finite(frozen, batch, name):
+    graph, shared, private = nnx.split(method(name, frozen), Shared, Private)
+    empty = batch._replace(mask=jnp.zeros(6, bool))
+    gradients = jax.jit(jax.grad(lambda p: nnx.merge(graph, *p).loss(empty, frozen, WEIGHTS)[0]))((shared, private))
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradients))
+
+
+def test_what_each_method_shares(frozen):
+    def sizes(name):
+        _, shared, private = nnx.split(method(name, frozen), Shared, Private)
+        return tuple(sum(leaf.size for leaf in jax.tree.leaves(part)) for part in (shared, private))
+
+    prompt = 4 * 32
+    assert sizes("fedrsclip") == (prompt, prompt)
+    assert sizes("promptfl") == (prompt, 0)
+    assert sizes("local_coop") == (0, prompt)
+
+
+def test_global_and_personal_models(frozen, batch):
+    promptfl, local = method("promptfl", frozen), method("local_coop", frozen)
+    np.testing.assert_array_equal(
+        promptfl.global_logits(batch.features, frozen), promptfl.personal_logits(batch.features, frozen)
+    )
+    zero_shot = frozen.scale * batch.features @ frozen.zero_shot.T
+    np.testing.assert_array_equal(local.global_logits(batch.features, frozen), zero_shot)
+    both = method("fedrsclip", frozen)
+    alone = frozen.scale * batch.features @ encode(frozen, both.shared[...]).T
+    np.testing.assert_allclose(both.global_logits(batch.features, frozen), alone, rtol=1e-6)
+
+
+def test_weights_scale_their_terms(frozen, batch):
+    module = method("fedrsclip", frozen)
+    plain, figures = loss_of(module, batch, frozen, Weights(jnp.float32(0), jnp.float32(0)))
+    assert float(plain) == pytest.approx(float(figures["ce"]))
+
+
+@pytest.mark.parametrize("position", ["front", "middle"])
+def test_class_positions_give_other_models(tiny_folder, frozen, batch, position):
+    other = toy.backbone(tiny_folder, position)
+    module = method("promptfl", frozen)
+    difference = module.global_logits(batch.features, other) - module.global_logits(batch.features, frozen)
+    assert float(jnp.abs(difference).max()) > 1e-4
+
+
+def test_methods_are_small_files():
+    """The promise of the design: a method is one file of under 100 lines, but for FedRSCLIP with its variants."""
+    import inspect
+
+    for name in ("promptfl", "local_coop"):
+        assert len(inspect.getsource(inspect.getmodule(METHODS[name])).splitlines()) < 100
+
+
+def test_unknown_method_names_the_nearest():
+    with pytest.raises(InputError, match=r"method\.name: unknown method 'fedrsclp'; did you mean 'fedrsclip'\?"):
+        find_method("fedrsclp")

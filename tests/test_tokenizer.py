@@ -1,0 +1,95 @@
+"""Class names and captions as token ids, with a small tokenizer of our own and with OpenAI's."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from fedrsclip_jax.clip.huggingface import read_config
+from fedrsclip_jax.clip.tokenizer import TEMPLATE, load_tokenizer, suffixes, tokenize, words
+
+NAMES = ("river", "storage tanks", "Café São João", "field (wet)", "forêt no. 7", "市")
+
+
+@pytest.fixture(params=["own", "openai"])
+def pair(request, tiny_folder):
+    """A tokenizer and a configuration with its special tokens."""
+    config = read_config(tiny_folder)
+    if request.param == "own":
+        return load_tokenizer(tiny_folder), config
+    folder = request.getfixturevalue("clip_tokenizer_folder")
+    config = dataclasses.replace(config, vocabulary=49408, sos_id=49406, eos_id=49407)
+    return load_tokenizer(folder), config
+
+
+def test_suffixes_end_in_a_full_stop_and_eos(pair):
+    tokenizer, config = pair
+    made = suffixes(tokenizer, NAMES, config, 4)
+    tokens, eos = np.asarray(made.tokens), np.asarray(made.eos)
+    assert tokens.shape == (len(NAMES), max(eos) + 1)
+    for name, row, end in zip(NAMES, tokens, eos, strict=True):
+        assert row[:end].tolist() == words(tokenizer, f"{name}.")
+        assert tokenizer.decode(row[end - 1 : end]).strip().endswith(".")
+        assert np.all(row[end:] == config.eos_id)
+        assert not np.isin(row[:end], [config.sos_id, config.eos_id]).any()
+
+
+def test_no_letter_of_a_name_is_lost(pair):
+    """Accents and other scripts are spelt in bytes, never replaced by an unknown token."""
+    tokenizer, config = pair
+    made = suffixes(tokenizer, NAMES, config, 4)
+    for name, row, end in zip(NAMES, np.asarray(made.tokens), np.asarray(made.eos), strict=True):
+        spelt = tokenizer.decode(row[:end], clean_up_tokenization_spaces=False)
+        assert "".join(spelt.split()) == "".join(f"{name}.".lower().split())
+
+
+def test_tokenize_is_what_transformers_would_write(pair):
+    tokenizer, config = pair
+    texts = [TEMPLATE.format(name) for name in NAMES]
+    ours = tokenize(tokenizer, texts, config)
+    assert ours.dtype == np.int32
+    assert np.array_equal(ours, tokenizer(texts, padding=True, return_tensors="np").input_ids)
+
+
+def test_tokenize_pads_with_eos(pair):
+    tokenizer, config = pair
+    rows = tokenize(tokenizer, ["river", "a very much longer text about a river"], config)
+    length = len(words(tokenizer, "river"))
+    assert np.all(rows[:, 0] == config.sos_id)
+    assert np.all(rows[0, 1 + length :] == config.eos_id)
+    assert (rows[1] == config.eos_id).sum() == 1
+    assert rows[1, -1] == config.eos_id
+
+
+def test_too_long_a_text(pair, refused):
+    tokenizer, config = pair
+    config = dataclasses.replace(config, positions=12)
+    text = "river " * 11
+    with refused(repr(text), "at most 10", "shorten"):
+        tokenize(tokenizer, ["river", text], config)
+    cut = tokenize(tokenizer, ["river", text], config, truncate=True)
+    assert cut.shape == (2, 12)
+    assert cut[1, -1] == config.eos_id
+    assert cut[1, :-1].tolist() == [config.sos_id, *words(tokenizer, text)[:10]]
+
+
+def test_too_long_a_context_says_what_fits(pair, refused):
+    tokenizer, config = pair
+    room = config.positions - 2 - len(words(tokenizer, "storage tanks."))
+    names = ("sea", "storage tanks")
+    with refused("method.context_tokens", "'storage tanks'", "77", f"at most {room}"):
+        suffixes(tokenizer, names, config, room + 3)
+    with refused(f"at most {room}"):
+        suffixes(tokenizer, names, config, room + 1)
+    assert suffixes(tokenizer, names, config, room).tokens.shape[0] == 2
+
+
+def test_too_long_a_name(pair, refused):
+    tokenizer, config = pair
+    with refused("shorter name", "river river"):
+        suffixes(tokenizer, ("sea", "river " * 80), config, 4)
+
+
+def test_folder_without_tokenizer(tmp_path, refused):
+    with refused(tmp_path, "tokenizer.json"):
+        load_tokenizer(tmp_path)
