@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
-    config.epochs = 30
+    config.epochs = 15
     config.batch_size = 128
     config.learning_rate = 1e-3
     config.weight_decay = 0.1

@@ -1,6 +1,7 @@
 """A method beside its baselines, over seeds: every row of one seed has the same images and the same clients."""
 
 import dataclasses
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from fedrsclip_jax.files import check_new, write_json
 from fedrsclip_jax.methods import find_method
 from fedrsclip_jax.progress import Progress
 from fedrsclip_jax.report.page import write_report
-from fedrsclip_jax.task import load_task
+from fedrsclip_jax.task import divide, encode_images, load_task
 
 TITLES = {
     "zero_shot": "zero-shot CLIP",
@@ -33,22 +34,30 @@ def compare(config: Config, workdir: Path, progress: Progress) -> dict[str, Any]
     Returns:
       The comparison: `rows` by name, `paired` differences of the method to each other row.
     """
+    # The configured method last, as the table shows it.
     names = [*dict.fromkeys((*config.baselines, config.method.name))]
     for name in names:
         find_method(name, "method.name" if name == config.method.name else "baselines")
     check_new(workdir)
-    task = load_task(config, progress)
+    task = load_task(config)
+    # What does not fit is refused before the images are encoded, which can take long.
+    for seed in range(config.seed, config.seed + config.seeds):
+        divide(dataclasses.replace(config, seed=seed), task)
+    task.backbone(config.method)
+    task.context_start(config.method)
+    began = time.perf_counter()
+    features = encode_images(config, task, progress)
+    encode_seconds = time.perf_counter() - began
 
     summaries: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for seed in range(config.seed, config.seed + config.seeds):
-        # The configured method first: what it refuses is refused before anything is written.
         for name in reversed(names):
             alone = dataclasses.replace(
                 config, seed=seed, seeds=1, baselines=(), method=dataclasses.replace(config.method, name=name)
             )
             first = name == config.method.name and seed == config.seed
             folder = workdir if first else workdir / "compared" / f"{name}-seed{seed}"
-            summaries[name].append(experiment.run(alone, task, folder, progress))
+            summaries[name].append(experiment.run(alone, task, features, folder, progress, encode_seconds))
             write_report(folder)
     result = tabulate(summaries, config.method.name)
     write_json(workdir / "comparison.json", result)

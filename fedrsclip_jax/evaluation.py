@@ -13,9 +13,9 @@ from fedrsclip_jax.config import Config
 from fedrsclip_jax.data.partition import Partition
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.evaluate import score_zero_shot
-from fedrsclip_jax.experiment import Federation, divide
+from fedrsclip_jax.federation import Federation
 from fedrsclip_jax.progress import Progress
-from fedrsclip_jax.task import load_task
+from fedrsclip_jax.task import divide, encode_images, load_task
 
 
 def evaluate_run(workdir: Path, overrides: Sequence[tuple[str, str]], progress: Progress) -> dict[str, Any]:
@@ -36,21 +36,21 @@ def evaluate_run(workdir: Path, overrides: Sequence[tuple[str, str]], progress: 
     except json.JSONDecodeError as error:
         raise InputError(f"--workdir: {written} is not JSON ({error}); give the folder of a sound run") from error
     config = dataclasses.replace(config, seeds=1, baselines=())
-    task = load_task(config, progress)
-    clients = divide(config, task)
+    task = load_task(config)
+    features = encode_images(config, task, progress)
+    clients = divide(config, task, features.readable)
     if clients.partition.digest() != Partition.load(workdir / "partition.npz").digest():
         raise InputError(
             f"{workdir / 'partition.npz'} differs from what config.json and {config.data.source} give; "
             "the images have changed since the run"
         )
-    backbone = task.backbone(config.method)
-    federation = Federation(config, task, backbone, clients)
+    federation = Federation(config, task, features, clients)
     with Checkpoints(workdir) as checkpoints:
         _, federation.server = checkpoints.restore(federation.server, federation.population)
     scores = {
         "seed": config.seed,
         "uplink_params_per_client_round": federation.traffic.params,
-        "zero_shot": score_zero_shot(task.features.plain, task.labels, clients, backbone),
+        "zero_shot": score_zero_shot(features.plain, task.labels, clients, federation.backbone),
         **federation.score(),
     }
     return comparison.tabulate({config.method.name: [scores]}, config.method.name)

@@ -29,6 +29,7 @@ from fedrsclip_jax.data import looks, scenes, sources
 from fedrsclip_jax.data.split import stratified_split
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.files import check_new
+from fedrsclip_jax.memory import keep_freed_pages
 from fedrsclip_jax.progress import Progress
 
 MAX_LOGIT_SCALE = 100.0  # as in OpenAI's training
@@ -58,6 +59,7 @@ def pretrain(config: PretrainConfig, workdir: Path, progress: Progress) -> dict[
     """
     check_new(workdir)
     _check_towers(config)
+    keep_freed_pages()
     began = time.perf_counter()
     pictures, digests = _gather(config, progress)
     eligible = np.ones(len(digests), bool)

@@ -1,9 +1,8 @@
-"""What runs on one data set share: the images as frozen features, and the frozen text side of CLIP.
+"""What runs on one data set share: its images as features of a frozen CLIP, and the frozen text side.
 
 Images pass through the image tower here, once; nothing downstream opens one again.
 """
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from fedrsclip_jax.clip import huggingface, preprocess, tokenizer
 from fedrsclip_jax.clip.backbone import Backbone
 from fedrsclip_jax.clip.model import CLIP, CLIPConfig
 from fedrsclip_jax.config import Config, MethodConfig
 from fedrsclip_jax.data import features, scenes, sources
+from fedrsclip_jax.data.clients import Clients
+from fedrsclip_jax.data.partition import partition
+from fedrsclip_jax.data.split import stratified_split
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.progress import Progress
 
@@ -27,23 +29,20 @@ ENCODE_BATCH = 128
 
 @dataclass(frozen=True)
 class Task:
-    """A data set seen through a frozen CLIP.
+    """A data set and a frozen CLIP.
 
     Attributes:
-      source: the images, for names, domains and digests.
-      features: of the image tower, memory-mapped.
-      clip, clip_config, words: the backbone and its tokenizer.
+      source: the images, with names, domains and digests.
+      folder, clip, clip_config, words: the backbone and its tokenizer.
       digest: of the backbone's weights.
-      seconds: spent on encoding.
     """
 
     source: sources.ImageSource
-    features: features.Features
+    folder: Path
     clip: CLIP
     clip_config: CLIPConfig
     words: Any
     digest: str
-    seconds: float
 
     @property
     def labels(self) -> Int[np.ndarray, " images"]:
@@ -93,8 +92,8 @@ def load_source(config: Config) -> sources.ImageSource:
     return sources.half(source, "pretrain" if data.half == "pretrain" else "federate", data.half_seed)
 
 
-def load_task(config: Config, progress: Progress, cache_dir: Path | None = None) -> Task:
-    """Loads backbone and images, and encodes the images unless the cache has them.
+def load_task(config: Config) -> Task:
+    """Opens the images and loads the backbone; no image is decoded yet.
 
     Raises:
       InputError: the backbone or the data cannot be used.
@@ -103,27 +102,61 @@ def load_task(config: Config, progress: Progress, cache_dir: Path | None = None)
     folder = huggingface.resolve(config.backbone)
     clip, clip_config = huggingface.load_clip(folder, config.dtype)
     words = tokenizer.load_tokenizer(folder)
-    prepare, settings = preprocess.load_preprocess(folder)
-    digest = huggingface.weights_digest(folder)
-    began = time.perf_counter()
-    views = config.data.views
-    total = len(source) * (views + 1 if views > 1 else 1)
-    with progress.track("encoding images", total, unit="images") as bar:
+    return Task(source, folder, clip, clip_config, words, huggingface.weights_digest(folder))
+
+
+def encode_images(config: Config, task: Task, progress: Progress) -> features.Features:
+    """All images through the image tower, or from the cache.
+
+    Raises:
+      InputError: an image cannot be read (unless `data.skip_unreadable`), or the cache cannot be written.
+    """
+    prepare, settings = preprocess.load_preprocess(task.folder)
+    views, count = config.data.views, len(task.source)
+    with progress.track("encoding images", count * (views + 1 if views > 1 else 1), unit="images") as bar:
         encoded = features.encode(
-            source,
-            _encoder(clip, prepare),
-            key={"weights": digest, "preprocess": settings, "dtype": config.dtype},
+            task.source,
+            _encoder(task.clip, prepare),
+            key={"weights": task.digest, "preprocess": settings, "dtype": config.dtype},
             views=views,
             seed=config.data.scenes.seed,
-            cache_dir=cache_dir or features.default_cache_dir(),
+            cache_dir=features.default_cache_dir(),
             batch_size=ENCODE_BATCH,
             skip_unreadable=config.data.skip_unreadable,
             progress=lambda done, _: bar.advance_to(done),
         )
     unreadable = int(np.sum(~encoded.readable))
     if unreadable:
-        progress.say(f"{unreadable} of {len(source)} images could not be read and are left out")
-    return Task(source, encoded, clip, clip_config, words, digest, time.perf_counter() - began)
+        progress.say(f"{unreadable} of {count} images could not be read and are left out")
+    return encoded
+
+
+def divide(config: Config, task: Task, readable: Bool[np.ndarray, " images"] | None = None) -> Clients:
+    """The images split for training and scoring, and given to clients; a function of data and seed.
+
+    Without `readable` all images count, which is enough to find out whether settings and data fit.
+    """
+    labels, digests, names = task.labels, task.source.digests, task.source.class_names
+    eligible = np.ones(len(labels), bool) if readable is None else readable
+    fraction, settings = config.data.test_fraction, config.partition
+    train, test = stratified_split(labels, digests, fraction, config.seed, eligible, names)
+    if config.eval.split == "validation":
+        # Settings are chosen on a part of the training images; the test images are not looked at.
+        eligible = np.isin(np.arange(len(labels)), train)
+        train, test = stratified_split(labels, digests, fraction, config.seed, eligible, names)
+    owners = partition(
+        settings.kind,
+        labels,
+        task.source.domains,
+        train,
+        test,
+        clients=settings.clients,
+        alpha=settings.alpha,
+        classes_per_client=settings.classes_per_client,
+        min_examples=settings.min_examples,
+        seed=config.seed,
+    )
+    return Clients(owners)
 
 
 def _encoder(clip: CLIP, prepare: preprocess.Preprocess):

@@ -1,8 +1,8 @@
 """Our CLIP against `transformers.CLIPModel` in PyTorch, on random weights at the sizes people use.
 
 Weights are drawn so that nothing can be forgotten unnoticed: biases and layer normalisations are not at their
-initial zeros and ones, queries and keys are large enough for attention to be far from uniform, and the
-MLP's inputs large enough for its activation to be far from linear.
+initial zeros and ones, attention is far from uniform and carries weight beside the MLP, and the MLP's inputs are
+large enough for its activation to be far from linear.
 """
 
 import shutil
@@ -21,10 +21,9 @@ transformers = pytest.importorskip("transformers")
 
 NAMES = ("river", "storage tanks", "medium residential area")
 OPENAI_TOKENIZER = Path(__file__).resolve().parents[2] / "shared" / "clip-tokenizer"
-# Unit-norm features through 12 layers in fp32 in two libraries: the fourth digit.
-NEAR = 1e-4
-# Through 3 layers of width 32 to 48 a digit more, which tells the two forms of GELU (erf and tanh) apart.
-NEAR_SMALL = 1e-5
+# Unit-norm features in fp32 from two libraries. 1e-4 is what we promise; the largest difference seen is 4e-7, and
+# with a digit more the test tells the two forms of GELU (erf and tanh) apart.
+NEAR = 1e-5
 # Layers are those of openai/clip-vit-...; of large-patch14's 24 and 12 the first three stand for the rest.
 BASE = {"text": {}, "vision": {}, "projection_dim": 512}
 LARGE = {
@@ -69,7 +68,7 @@ def make(sizes: dict, patch: int | None, activation: str, folder: Path):
                 continue
             if weight.ndim < 2:
                 weight.add_(0.1 * torch.randn_like(weight))
-            elif "q_proj" in name or "k_proj" in name or "fc1" in name:
+            elif "self_attn" in name or "fc1" in name:
                 weight.mul_(4)
     model.save_pretrained(folder)
     return model
@@ -116,7 +115,6 @@ encode_text, encode_image = jax.jit(CLIP.encode_text), jax.jit(CLIP.encode_image
 )
 def test_features_equal_those_of_transformers(tmp_path, sizes, patch, activation):
     folder = tmp_path / "clip"
-    near = NEAR_SMALL if sizes is SMALL else NEAR
     model = make(sizes, patch, activation, folder)
     clip, config = load_clip(folder)
     shutil.rmtree(folder)  # 600 MB, which pytest would keep for three runs
@@ -134,11 +132,11 @@ def test_features_equal_those_of_transformers(tmp_path, sizes, patch, activation
 
     ours_text = np.asarray(encode_text(clip, ids.astype(np.int32)))
     ours_image = np.asarray(encode_image(clip, pixels))
-    np.testing.assert_allclose(ours_text, text, rtol=0, atol=near)
-    np.testing.assert_allclose(ours_image, image, rtol=0, atol=near)
+    np.testing.assert_allclose(ours_text, text, rtol=0, atol=NEAR)
+    np.testing.assert_allclose(ours_image, image, rtol=0, atol=NEAR)
     # Logits carry the factor exp(logit_scale) on top.
     scale = float(np.exp(clip.logit_scale[...]))
-    np.testing.assert_allclose(scale * ours_image @ ours_text.T, logits, rtol=0, atol=scale * near)
+    np.testing.assert_allclose(scale * ours_image @ ours_text.T, logits, rtol=0, atol=scale * NEAR)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -151,8 +149,8 @@ def test_transformers_loads_what_we_write(tiny_folder, tmp_path, dtype):
     pixels = images(config.image_size)
     text, image, _ = outputs(model.eval(), ids, pixels)
     clip, _ = load_clip(tmp_path)
-    np.testing.assert_allclose(np.asarray(encode_text(clip, ids)), text, rtol=0, atol=NEAR_SMALL)
-    np.testing.assert_allclose(np.asarray(encode_image(clip, pixels)), image, rtol=0, atol=NEAR_SMALL)
+    np.testing.assert_allclose(np.asarray(encode_text(clip, ids)), text, rtol=0, atol=NEAR)
+    np.testing.assert_allclose(np.asarray(encode_image(clip, pixels)), image, rtol=0, atol=NEAR)
 
 
 def test_legacy_eos_token_id_reads_where_transformers_reads(tmp_path):
@@ -166,4 +164,4 @@ def test_legacy_eos_token_id_reads_where_transformers_reads(tmp_path):
     ids = np.asarray([[198, 5, 2, 7, 199, 199], [198, 9, 8, 2, 3, 199]], np.int32)
     pixels = np.zeros((1, 40, 40, 3), np.float32)
     text, _, _ = outputs(model, ids, pixels)
-    np.testing.assert_allclose(np.asarray(encode_text(clip, ids)), text, rtol=0, atol=NEAR_SMALL)
+    np.testing.assert_allclose(np.asarray(encode_text(clip, ids)), text, rtol=0, atol=NEAR)

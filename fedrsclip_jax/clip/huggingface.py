@@ -252,6 +252,7 @@ def save_clip(clip: CLIP, config: CLIPConfig, folder: Path, dtype: str = "float3
         for name, part in zip(tensor.names, parts, strict=True):
             written[name] = np.ascontiguousarray(tensor.to_file(part)).astype(dtype).reshape(tensor.shape)
     save_file(written, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).chmod(0o644)  # safetensors leaves it readable for the owner alone
     (folder / "config.json").write_text(json.dumps(_config_json(config, dtype), indent=2) + "\n")
 
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
@@ -14,6 +15,7 @@ from fedrsclip_jax.config import Config
 from fedrsclip_jax.methods.base import Batch, Weights
 
 Scalar = Float[Array, ""]
+AnyArray = Array | np.ndarray  # on its way to the devices
 
 
 class Hyper(NamedTuple):
@@ -86,8 +88,8 @@ class Dataset(NamedTuple):
       labels: classes.
     """
 
-    features: Float[Array, "views images embed"]
-    labels: Int[Array, " images"]
+    features: Float[AnyArray, "views images embed"]
+    labels: Int[AnyArray, " images"]
 
 
 class Members(NamedTuple):
@@ -99,9 +101,9 @@ class Members(NamedTuple):
       counts: how many; 0 for padding.
     """
 
-    ids: Int[Array, "*clients"]
-    rows: Int[Array, "*clients width"]
-    counts: Int[Array, "*clients"]
+    ids: Int[AnyArray, "*clients"]
+    rows: Int[AnyArray, "*clients width"]
+    counts: Int[AnyArray, "*clients"]
 
 
 class Update(NamedTuple):
