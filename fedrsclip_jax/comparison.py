@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -18,10 +19,10 @@ from fedrsclip_jax.report.page import write_report
 from fedrsclip_jax.task import divide, encode_images, load_task
 
 TITLES = {
-    "zero_shot": "zero-shot CLIP",
-    "promptfl": "PromptFL (shared only)",
-    "local_coop": "local CoOp (private only)",
-    "fedrsclip": "FedRSCLIP (shared + private)",
+    "zero_shot": "zero-shot",
+    "promptfl": "PromptFL",
+    "local_coop": "local CoOp",
+    "fedrsclip": "FedRSCLIP",
 }
 
 
@@ -91,33 +92,39 @@ def tabulate(summaries: dict[str, list[dict[str, Any]]], method: str) -> dict[st
     }
     if "promptfl" in own and method != "promptfl":
         paired["promptfl - zero_shot"] = _spread(list(np.subtract(own["promptfl"], own["zero_shot"])))
-    return {"seeds": [s["seed"] for s in summaries[method]], "rows": rows, "paired_on_clients": paired}
+    first = summaries[method][0]
+    return {
+        "seeds": [s["seed"] for s in summaries[method]],
+        "split": first["split"],
+        "rows": rows,
+        "paired_on_clients": paired,
+    }
 
 
 def show(result: dict[str, Any], console: Console) -> None:
-    """The closing table."""
+    """The closing table, no wider than 80 columns."""
     seeds = len(result["seeds"])
-    table = Table(
-        title=f"accuracy in %, mean ± standard deviation of {seeds} seeds" if seeds > 1 else "accuracy in %",
-        title_justify="left",
-    )
+    of = f", mean ± standard deviation of {seeds} seeds" if seeds > 1 else ""
+    table = Table(title=f"accuracy in % on {result['split']} images{of}", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("")
-    for heading in (
-        "own test images,\nmean of clients",
-        "worst tenth\nof clients",
-        "pooled test images,\nglobal model",
-    ):
+    for heading in ("clients' own", "worst tenth", "pooled", "numbers sent"):
         table.add_column(heading, justify="right")
-    table.add_column("numbers sent per\nclient and round", justify="right")
     for name, row in result["rows"].items():
         cells = (_percent(row[column]) for column in ("on_clients", "worst_decile", "pooled"))
         table.add_row(TITLES.get(name, name), *cells, f"{row['uplink_params']:,}")
     console.print(table)
+    console.print(
+        "clients' own: each client's images, mean over clients; worst tenth: over the worst tenth of clients;\n"
+        "pooled: all images, with the shared prompt alone; numbers sent: by a client in a round.\n",
+        highlight=False,
+        style="dim",
+        soft_wrap=True,
+    )
+    console.print("on the clients' own images, in points, paired by seed:", highlight=False)
     for difference, spread in result["paired_on_clients"].items():
-        console.print(
-            f"  {difference}: {_percent(spread, sign=True)} points on the clients' own images",
-            highlight=False,
-        )
+        left, _, right = difference.partition(" - ")
+        names = f"{TITLES.get(left, left)} over {TITLES.get(right, right)}"
+        console.print(f"  {names:<28} {_percent(spread, sign=True)}", highlight=False)
 
 
 def _spread(values: list[float]) -> dict[str, Any]:

@@ -49,6 +49,7 @@ def evaluate_run(workdir: Path, overrides: Sequence[tuple[str, str]], progress: 
         _, federation.server = checkpoints.restore(federation.server, federation.population)
     scores = {
         "seed": config.seed,
+        "split": config.eval.split,
         "uplink_params_per_client_round": federation.traffic.params,
         "zero_shot": score_zero_shot(features.plain, task.labels, clients, federation.backbone),
         **federation.score(),

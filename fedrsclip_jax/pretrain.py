@@ -25,12 +25,13 @@ from fedrsclip_jax.clip import huggingface, preprocess, tokenizer
 from fedrsclip_jax.clip.model import CLIP, CLIPConfig
 from fedrsclip_jax.clip.transformer import TowerConfig
 from fedrsclip_jax.config import PretrainConfig, digest, to_dict
-from fedrsclip_jax.data import looks, scenes, sources
+from fedrsclip_jax.data import looks, scenes
 from fedrsclip_jax.data.split import stratified_split
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.files import check_new
 from fedrsclip_jax.memory import keep_freed_pages
 from fedrsclip_jax.progress import Progress
+from fedrsclip_jax.task import load_source
 
 MAX_LOGIT_SCALE = 100.0  # as in OpenAI's training
 CAPTION_SAMPLE = 20_000  # captions that the tokenizer is fitted to
@@ -181,22 +182,27 @@ def _gather(config: PretrainConfig, progress: Progress) -> tuple[Pictures, list[
                 pixels[i] = scenes.draw(scenes.CLASSES[label], rng, side)
                 bar.advance_to(i + 1)
         return Pictures(pixels, labels, scenes.CLASSES), [str(i) for i in range(count)]
-    source = sources.open_source(
-        config.data.source,
-        scenes_count=1,
-        scenes_size=side,
-        scenes_domains=(),
-        seed=0,
-        data_dir=config.data.tfds_dir or None,
-    )
-    if config.data.half != "all":
-        source = sources.half(source, config.data.half, config.data.half_seed)
+    source = load_source(config.data)
+
+    def read(i: int) -> np.ndarray | None:
+        try:
+            return _squared(source.image(i), side)
+        except InputError:
+            if config.data.skip_unreadable:
+                return None
+            raise
+
     pixels = np.empty((len(source), side, side, 3), np.uint8)
+    readable = np.ones(len(source), bool)
     with progress.track("reading images", len(source), unit="images") as bar, ThreadPoolExecutor(4) as pool:
-        for i, picture in enumerate(pool.map(lambda i: _squared(source.image(i), side), range(len(source)))):
-            pixels[i] = picture
+        for i, picture in enumerate(pool.map(read, range(len(source)))):
+            readable[i] = picture is not None
+            pixels[i] = 0 if picture is None else picture
             bar.advance_to(i + 1)
-    return Pictures(pixels, source.labels, source.class_names), list(source.digests)
+    if not readable.all():
+        progress.say(f"{int(np.sum(~readable))} of {len(source)} images could not be read and are left out")
+    digests = [digest for digest, keep in zip(source.digests, readable, strict=True) if keep]
+    return Pictures(pixels[readable], source.labels[readable], source.class_names), digests
 
 
 def _squared(image: UInt8[np.ndarray, "height width 3"], side: int) -> UInt8[np.ndarray, "side side 3"]:

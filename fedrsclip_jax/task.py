@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from fedrsclip_jax.clip import huggingface, preprocess, tokenizer
 from fedrsclip_jax.clip.backbone import Backbone
 from fedrsclip_jax.clip.model import CLIP, CLIPConfig
-from fedrsclip_jax.config import Config, MethodConfig
+from fedrsclip_jax.config import Config, DataConfig, MethodConfig
 from fedrsclip_jax.data import features, scenes, sources
 from fedrsclip_jax.data.clients import Clients
 from fedrsclip_jax.data.partition import partition
@@ -76,9 +76,8 @@ class Task:
         return self.clip.text.token[...][jnp.asarray(ids)].astype(jnp.float32)
 
 
-def load_source(config: Config) -> sources.ImageSource:
+def load_source(data: DataConfig) -> sources.ImageSource:
     """The images that a configuration names, half of them where it says so."""
-    data = config.data
     source = sources.open_source(
         data.source,
         scenes_count=data.scenes.count,
@@ -98,7 +97,7 @@ def load_task(config: Config) -> Task:
     Raises:
       InputError: the backbone or the data cannot be used.
     """
-    source = load_source(config)
+    source = load_source(config.data)
     folder = huggingface.resolve(config.backbone)
     clip, clip_config = huggingface.load_clip(folder, config.dtype)
     words = tokenizer.load_tokenizer(folder)

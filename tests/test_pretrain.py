@@ -284,7 +284,7 @@ def test_the_halves_of_pretraining_and_federation_share_no_image(photos, monkeyp
     settings = [("data.source", f"folder:{photos}"), ("data.half_seed", "5")]
     config = resolve(PretrainConfig, SMALL, [*settings, ("data.half", "pretrain")])
     pictures, digests = pretrain._gather(config, QUIET)
-    other = load_source(resolve(Config, {}, [*settings, ("data.half", "federate")]))
+    other = load_source(resolve(Config, {}, [*settings, ("data.half", "federate")]).data)
 
     assert len(pictures.pixels) == len(pictures.labels) == len(digests) == len(opened)
     assert not set(digests) & set(other.digests)

@@ -1,0 +1,190 @@
+"""`fedrsclip train` from the command line to the folder of results."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedrsclip_jax import cli
+from fedrsclip_jax import config as configuration
+from fedrsclip_jax.data.partition import Partition
+from tests.conftest import REPOSITORY
+
+AID = REPOSITORY.parent / "shared" / "data" / "aid"
+SMALL = (
+    "--config.data.scenes.count=320",
+    "--config.data.image_size=32",
+    "--config.partition.clients=4",
+    "--config.partition.alpha=0.5",
+    "--config.local.batch_size=16",
+    "--config.rounds=3",
+    "--config.eval.every=2",
+)
+
+
+@pytest.fixture
+def train(tiny_folder, tmp_path):
+    """Runs the shipped quickstart, shrunk, on a tiny random CLIP; returns the folder of results."""
+
+    def run(name: str, *flags: str) -> Path:
+        workdir = tmp_path / name
+        words = ("train", "--quiet", f"--config={REPOSITORY / 'configs/quickstart.py'}", f"--workdir={workdir}")
+        assert cli.main([*words, f"--config.backbone={tiny_folder}", *SMALL, *flags]) == 0
+        return workdir
+
+    return run
+
+
+def read(workdir: Path, name: str = "summary.json"):
+    return json.loads((workdir / name).read_text())
+
+
+def test_the_folder_of_a_run_keeps_its_contract(train, capsys):
+    workdir = train("run", "--config.seeds=2", "--config.baselines=promptfl,local_coop")
+    printed = capsys.readouterr().out
+    for row in ("zero-shot", "PromptFL", "local CoOp", "FedRSCLIP"):
+        assert row in printed
+
+    runs = [workdir, *sorted((workdir / "compared").iterdir())]
+    assert [run.name for run in runs[1:]] == [
+        "fedrsclip-seed1",
+        "local_coop-seed0",
+        "local_coop-seed1",
+        "promptfl-seed0",
+        "promptfl-seed1",
+    ]
+    for run in runs:
+        names = {path.name for path in run.iterdir()}
+        wanted = ("config.json", "partition.npz", "metrics.jsonl", "checkpoints", "summary.json", "report.html")
+        assert names >= set(wanted)
+        summary = read(run)
+        assert summary["num_classes"] == 16
+        assert summary["num_clients"] == 4
+        assert summary["rounds"] == 3
+        for key in ("method", "backbone", "dataset", "seed", "client_steps_per_second", "wasted_lane_share"):
+            assert key in summary
+        for key in ("encode", "compile", "train", "evaluate"):
+            assert summary["seconds"][key] >= 0
+        for key in ("accuracy", "macro_f1", "ece"):
+            assert 0 <= summary["global"][key] <= 1
+            assert 0 <= summary["zero_shot"][key] <= 1
+        for key in ("mean", "weighted_mean", "std", "worst_decile"):
+            assert 0 <= summary["personalised"][key] <= 1
+        assert len(summary["personalised"]["per_client"]) == 4
+        assert len(summary["state_sha256"]) == 64
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert [line["round"] for line in lines] == [2, 3]
+        assert configuration.resolve(configuration.Config, read(run, "config.json")).method.name == summary["method"]
+        assert "<h1>" in (run / "report.html").read_text()
+    prompt = 4 * 32
+    assert read(workdir)["uplink_params_per_client_round"] == prompt
+    assert read(workdir)["uplink_bytes_per_client_round"] == 4 * prompt
+    assert read(workdir)["bytes_sent"] == 3 * 4 * 4 * prompt
+    assert read(workdir / "compared" / "local_coop-seed0")["uplink_params_per_client_round"] == 0
+
+    same = [Partition.load(run / "partition.npz").digest() for run in (runs[0], runs[2], runs[4])]
+    assert len(set(same)) == 1, "rows of one seed are compared on the same clients"
+    assert Partition.load(runs[1] / "partition.npz").digest() != same[0]
+
+
+def test_equal_seeds_give_equal_bits_and_evaluate_gives_the_same_scores(train, capsys):
+    flags = ("--config.seeds=1", "--config.baselines=")
+    first, again, other = train("a", *flags), train("b", *flags), train("c", *flags, "--config.seed=5")
+    assert read(first)["state_sha256"] == read(again)["state_sha256"]
+    assert read(first)["state_sha256"] != read(other)["state_sha256"]
+    capsys.readouterr()
+    assert cli.main(["evaluate", "--quiet", f"--workdir={first}"]) == 0
+    from_checkpoint = capsys.readouterr().out
+    assert f"{100 * read(first)['personalised']['mean']:.1f}" in from_checkpoint
+    assert f"{100 * read(first)['global']['accuracy']:.1f}" in from_checkpoint
+
+
+def test_devices_and_lanes_change_nothing_but_the_last_digits(train):
+    flags = ("--config.seeds=1", "--config.baselines=")
+    one = read(train("one", *flags, "--config.spmd.devices=1"))
+    many = read(train("many", *flags, "--config.spmd.devices=2", "--config.spmd.clients_per_device=2"))
+    assert (one["devices"], many["devices"]) == (1, 2)
+    assert many["clients_per_device"] == 2
+    assert many["personalised"]["mean"] == pytest.approx(one["personalised"]["mean"], abs=1e-6)
+    assert many["global"]["accuracy"] == pytest.approx(one["global"]["accuracy"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--config.data.views=2",),
+        ("--config.dtype=bfloat16",),
+        ("--config.cohort=2", "--config.dropout=0.5"),
+        ("--config.partition.clients=1",),
+        ("--config.method.combine=concat", "--config.method.cmfac=contrastive", "--config.method.pacl=tokens"),
+        ("--config.method.class_position=middle",),
+        ("--config.local.optimizer=adam", "--config.server.optimizer=adam", "--config.local.proximal_weight=0.1"),
+        ("--config.partition.kind=domain", "--config.partition.clients=6"),
+        ("--config.eval.split=validation",),
+    ],
+    ids=lambda flags: flags[0].removeprefix("--config."),
+)
+def test_settings_run_and_are_finite(train, flags):
+    import jax
+
+    # Optax's Adam and Flax's normalisation in bfloat16 mix types themselves.
+    with jax.numpy_dtype_promotion("standard"):
+        workdir = train("run", "--config.seeds=1", "--config.baselines=", *flags)
+    summary = read(workdir)
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(line["loss"]) for line in lines)
+    assert 0 <= summary["personalised"]["mean"] <= 1
+    if "--config.cohort=2" in flags:
+        assert summary["bytes_sent"] <= 3 * 2 * 4 * 4 * 32
+
+
+def test_scoring_on_validation_leaves_the_test_images_alone(train):
+    flags = ("--config.seeds=1", "--config.baselines=", "--config.rounds=1")
+    tested = Partition.load(train("test", *flags) / "partition.npz")
+    validated = Partition.load(train("validation", *flags, "--config.eval.split=validation") / "partition.npz")
+    held_out = set(tested.test_order)
+    assert held_out.isdisjoint(validated.train_order)
+    assert held_out.isdisjoint(validated.test_order)
+
+
+def test_every_shipped_configuration_is_valid():
+    files = sorted((REPOSITORY / "configs").glob("*.py"))
+    assert len(files) >= 4
+    for file in files:
+        kind = configuration.PretrainConfig if file.stem.startswith("pretrain") else configuration.Config
+        configuration.resolve(kind, configuration.load_file(str(file)))
+        assert "fedrsclip" in file.read_text().split('"""')[1] or "launch/local.sh" in file.read_text().split('"""')[1]
+
+
+@pytest.mark.skipif(not AID.is_dir(), reason="AID is not in ../shared/data/aid")
+def test_no_image_of_aid_is_in_both_pretraining_and_federation():
+    from fedrsclip_jax.task import load_source
+
+    halves = {}
+    for name, kind in (("pretrain_aid", configuration.PretrainConfig), ("aid", configuration.Config)):
+        written = configuration.load_file(f"{REPOSITORY / 'configs' / name}.py:{AID}")
+        config = configuration.resolve(kind, written)
+        halves[name] = load_source(config.data)
+    seen, federated = (set(halves[name].digests) for name in ("pretrain_aid", "aid"))
+    assert seen.isdisjoint(federated)
+    assert len(halves["pretrain_aid"]) + len(halves["aid"]) == 10_000
+    assert abs(len(halves["pretrain_aid"]) - 5000) <= 30  # half of each of 30 classes
+
+
+@pytest.mark.long
+def test_the_quickstart_shows_what_it_promises(tmp_path):
+    """Shipped as it is: personal prompts lead PromptFL, and PromptFL leads zero-shot, by three points and more."""
+    workdir = tmp_path / "quickstart"
+    config = REPOSITORY / "configs" / "quickstart.py"
+    assert cli.main(["train", "--quiet", f"--config={config}", f"--workdir={workdir}"]) == 0
+    result = read(workdir, "comparison.json")
+    assert result["seeds"] == [0, 1, 2]
+    own = {name: row["on_clients"]["mean"] for name, row in result["rows"].items()}
+    assert own["fedrsclip"] >= own["promptfl"] + 0.03
+    assert own["promptfl"] >= own["zero_shot"] + 0.03
+    pooled = {name: row["pooled"]["mean"] for name, row in result["rows"].items()}
+    # Well above chance (1/16) and well below what the backbone reaches on pictures of its own kind.
+    assert 2 / 16 < pooled["zero_shot"] < 0.7
+    shutil.rmtree(workdir)
