@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     config.seeds = 3
     config.baselines = ("promptfl",)
     config.backbone = "tiny"
-    config.rounds = 20
+    config.rounds = 50
 
     config.data = ConfigDict()
     config.data.source = "scenes"
@@ -26,8 +26,8 @@ def get_config() -> ConfigDict:
     config.partition.alpha = 0.1
 
     config.local = ConfigDict()
-    config.local.learning_rate = 0.05
+    config.local.learning_rate = 0.1
 
     config.eval = ConfigDict()
-    config.eval.every = 5
+    config.eval.every = 10
     return config
