@@ -30,7 +30,7 @@ def get_config(arg: str = "../shared/data/aid") -> ConfigDict:
     config.partition.alpha = 0.1
 
     config.local = ConfigDict()
-    config.local.learning_rate = 0.05
+    config.local.learning_rate = 0.01
 
     config.eval = ConfigDict()
     config.eval.every = 10
