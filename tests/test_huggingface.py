@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -92,6 +93,27 @@ def test_dtype_of_the_weights(tiny_folder):
     # The scale stays exact: it multiplies every logit.
     assert clip.logit_scale.dtype == jnp.float32
     assert clip.text.token.dtype == clip.vision.blocks[0].qkv.kernel.dtype == jnp.bfloat16
+
+
+def test_pytorch_file_of_an_older_repository(folder, refused):
+    torch = pytest.importorskip("torch", reason="a PyTorch file is read through PyTorch")
+    expected, _ = load_clip(folder)
+    written = {name: torch.from_numpy(value.copy()) for name, value in load_file(folder / WEIGHTS).items()}
+    (folder / WEIGHTS).unlink()
+    torch.save(written, folder / "pytorch_model.bin")
+    assert_same_weights(load_clip(folder)[0], expected)
+    del written[NAME]
+    torch.save(written, folder / "pytorch_model.bin")
+    with refused(NAME, "pytorch_model.bin"):
+        load_clip(folder)
+
+
+def test_pytorch_file_without_pytorch(folder, refused, monkeypatch):
+    read_config(folder)  # transformers looks for PyTorch when it is first used, and has to have done so
+    (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
+    monkeypatch.setitem(sys.modules, "torch", None)  # an import of it now fails, as where it is not installed
+    with refused("pytorch_model.bin", "pip install fedrsclip_jax[torch]"):
+        load_clip(folder)
 
 
 def test_shards_with_an_index(folder):

@@ -24,6 +24,7 @@ from fedrsclip_jax.errors import InputError
 
 TINY = Path(__file__).parent.parent / "assets" / "tiny_clip"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+TORCH_WEIGHTS = "pytorch_model.bin"  # of older repositories, read through PyTorch where it is installed
 # Buffers of older files that hold arange(n) and nothing learnt.
 _IGNORED = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
 
@@ -125,7 +126,10 @@ def resolve(backbone: str) -> Path:
     except Exception:  # not in the cache, or not whole: any reason is as good as another, the network decides
         pass
     try:
-        return Path(download())
+        fetched = Path(download())
+        if not any(fetched.glob("*.safetensors")):
+            download(allow_patterns=[TORCH_WEIGHTS])
+        return fetched
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
@@ -198,11 +202,13 @@ def load_clip(folder: Path, dtype: str = "float32") -> tuple[CLIP, CLIPConfig]:
     """
     config = read_config(folder)
     files = _weight_files(folder)
-    located = {}
+    located, handles = {}, {}
     for file in files:
         try:
-            with safe_open(file, framework="np") as handle:
-                located |= dict.fromkeys(handle.keys(), file)
+            handles[file] = _TorchFile(file) if file.name == TORCH_WEIGHTS else safe_open(file, framework="np")
+            located |= dict.fromkeys(handles[file].keys(), file)
+        except InputError:
+            raise
         except Exception as error:
             raise InputError(f"backbone: {file} cannot be read ({error}); download it again") from error
 
@@ -214,7 +220,6 @@ def load_clip(folder: Path, dtype: str = "float32") -> tuple[CLIP, CLIPConfig]:
     for name in sorted(located.keys() - wanted - set(_IGNORED)):
         raise InputError(f"backbone: tensor {name} in {located[name]} belongs to no CLIP of this config.json")
 
-    handles = {file: safe_open(file, framework="np") for file in files}
     abstract = nnx.eval_shape(lambda: CLIP(config, rngs=nnx.Rngs(0)))
     graph, state = nnx.split(abstract)
     flat = {}
@@ -298,14 +303,15 @@ def _config_json(config: CLIPConfig, dtype: str) -> dict:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder, in order; the index, where there is one, says which."""
+    """The weight files of a folder, in order; the index, where there is one, says which."""
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     index = folder / INDEX
     if not index.is_file():
+        if (folder / TORCH_WEIGHTS).is_file():
+            return [folder / TORCH_WEIGHTS]
         raise InputError(
-            f"backbone: {folder} has no weights; expected {WEIGHTS}, or {INDEX} with its shards "
-            "(a PyTorch .bin can be converted with transformers' save_pretrained)"
+            f"backbone: {folder} has no weights; expected {WEIGHTS}, {INDEX} with its shards, or {TORCH_WEIGHTS}"
         )
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
@@ -316,6 +322,26 @@ def _weight_files(folder: Path) -> list[Path]:
         if not file.is_file():
             raise InputError(f"backbone: {file} is missing although {index} lists it; download the folder again")
     return files
+
+
+class _TorchFile:
+    """A PyTorch checkpoint in the manner of a safetensors handle; only plain tensors are unpickled."""
+
+    def __init__(self, file: Path):
+        try:
+            import torch
+        except ImportError as error:
+            raise InputError(
+                f"backbone: {file} needs PyTorch to be read; run `pip install fedrsclip_jax[torch]`, or give a folder "
+                f"with {WEIGHTS}"
+            ) from error
+        self._tensors = torch.load(file, map_location="cpu", weights_only=True)
+
+    def keys(self) -> list[str]:
+        return list(self._tensors)
+
+    def get_tensor(self, name: str) -> np.ndarray:
+        return self._tensors[name].float().numpy()
 
 
 def _read(handle, file: Path, name: str) -> np.ndarray:
