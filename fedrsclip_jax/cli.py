@@ -146,6 +146,10 @@ def _pretrain(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> No
     config = configuration.resolve(configuration.PretrainConfig, configuration.load_file(known.config), overrides)
     workdir = _workdir(known.workdir, known.config)
 
+    from fedrsclip_jax.memory import keep_freed_pages
+
+    keep_freed_pages()  # before JAX starts its threads, each of which would get a heap of its own
+
     from fedrsclip_jax import compilation
     from fedrsclip_jax.pretrain import pretrain
     from fedrsclip_jax.progress import Progress

@@ -29,7 +29,6 @@ from fedrsclip_jax.data import looks, scenes
 from fedrsclip_jax.data.split import stratified_split
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.files import check_new
-from fedrsclip_jax.memory import keep_freed_pages
 from fedrsclip_jax.progress import Progress
 from fedrsclip_jax.task import load_source
 
@@ -60,7 +59,6 @@ def pretrain(config: PretrainConfig, workdir: Path, progress: Progress) -> dict[
     """
     check_new(workdir)
     _check_towers(config)
-    keep_freed_pages()
     began = time.perf_counter()
     pictures, digests = _gather(config, progress)
     eligible = np.ones(len(digests), bool)
