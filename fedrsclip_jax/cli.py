@@ -132,11 +132,11 @@ def _train(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
 def _evaluate(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     from rich.console import Console
 
-    from fedrsclip_jax import comparison, compilation, evaluation
+    from fedrsclip_jax import comparison, compilation, rescore
     from fedrsclip_jax.progress import Progress
 
     compilation.keep_on_disk()
-    result = evaluation.evaluate_run(known.workdir, overrides, Progress(quiet=known.quiet))
+    result = rescore.rescore(known.workdir, overrides, Progress(quiet=known.quiet))
     comparison.show(result, Console())
 
 

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fedrsclip_jax import experiment
-from fedrsclip_jax.config import Config
+from fedrsclip_jax.config import Config, to_dict
+from fedrsclip_jax.federated.round import make_mesh
 from fedrsclip_jax.files import check_new, write_json
 from fedrsclip_jax.methods import find_method
 from fedrsclip_jax.progress import Progress
@@ -46,6 +47,7 @@ def compare(config: Config, workdir: Path, progress: Progress) -> dict[str, Any]
         divide(dataclasses.replace(config, seed=seed), task)
     task.backbone(config.method)
     task.context_start(config.method)
+    make_mesh(config.spmd.devices)
     began = time.perf_counter()
     features = encode_images(config, task, progress)
     encode_seconds = time.perf_counter() - began
@@ -60,7 +62,8 @@ def compare(config: Config, workdir: Path, progress: Progress) -> dict[str, Any]
             folder = workdir if first else workdir / "compared" / f"{name}-seed{seed}"
             summaries[name].append(experiment.run(alone, task, features, folder, progress, encode_seconds))
             write_report(folder)
-    result = tabulate(summaries, config.method.name)
+            encode_seconds = 0.0  # it was spent once
+    result = {"config": to_dict(config), **tabulate(summaries, config.method.name)}
     write_json(workdir / "comparison.json", result)
     return result
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import jax
 
-_total = 0.0
+_total = 0.0  # one a process, as JAX's listeners are
 
 
 def _listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
@@ -19,16 +19,14 @@ def _listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
 jax.monitoring.register_event_duration_secs_listener(_listen)
 
 
-class Clock:
-    """Adds up seconds by phase; what JAX spends on building programs goes to `compile`."""
-
-    @contextmanager
-    def measure(self, seconds: dict[str, float], phase: str) -> Iterator[None]:
-        began, before = time.perf_counter(), _total
-        yield
-        compiling = min(_total - before, time.perf_counter() - began)
-        seconds["compile"] += compiling
-        seconds[phase] += time.perf_counter() - began - compiling
+@contextmanager
+def measure(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    """Adds the body's seconds to `phase`; what JAX spends on building programs goes to `compile`."""
+    began, before = time.perf_counter(), _total
+    yield
+    compiling = min(_total - before, time.perf_counter() - began)
+    seconds["compile"] += compiling
+    seconds[phase] += time.perf_counter() - began - compiling
 
 
 def keep_on_disk() -> None:

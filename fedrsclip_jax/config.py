@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from fedrsclip_jax.errors import InputError
 
 T = TypeVar("T")
+MAX_SEED = 2**31 - 1
 
 
 @typing.runtime_checkable
@@ -51,8 +52,10 @@ def group(cls: type[T]) -> T:
 
 @dataclass(frozen=True)
 class ScenesConfig:
-    count: int = key(2400, "scenes drawn, all classes together", low=1)
-    seed: int = key(7, "of the drawing; independent of the run's seed, so that seeds share images", low=0)
+    count: int = key(2400, "scenes drawn, all 16 classes together", low=32)
+    seed: int = key(
+        7, "of the drawing; independent of the run's seed, so that seeds share images", low=0, high=MAX_SEED
+    )
     domains: tuple = key((), "sensor domains; empty for those that pretraining has not seen")
 
 
@@ -60,7 +63,7 @@ class ScenesConfig:
 class DataConfig:
     source: str = key("scenes", "`scenes`, `folder:PATH` (a folder a class) or `tfds:NAME`")
     half: str = key("all", "images used: `all`, or one of two disjoint halves", among=("all", "pretrain", "federate"))
-    half_seed: int = key(0, "of the halves; pretraining and federation must agree", low=0)
+    half_seed: int = key(0, "of the halves; pretraining and federation must agree", low=0, high=MAX_SEED)
     test_fraction: float = key(0.2, "share of each class kept for testing", low=0.0, high=1.0)
     views: int = key(1, "augmented views cached per training image; 1 is the plain image alone", low=1)
     image_size: int = key(64, "pixels; of drawn scenes and in pretraining (a backbone brings its own)", low=16)
@@ -97,7 +100,7 @@ class LocalConfig:
     batch_size: int = key(32, "images in a step", low=1)
     optimizer: str = key("sgd", "of a client; starts fresh each round", among=("sgd", "adam", "adamw"))
     learning_rate: float = key(0.002, "of a client", low=0.0)
-    momentum: float = key(0.9, "of `sgd`, within a round; b1 of `adam`", low=0.0, high=1.0)
+    momentum: float = key(0.9, "of `sgd`, within a round; b1 of `adam`", low=0.0, high=0.9999)
     weight_decay: float = key(0.0, "of prompts", low=0.0)
     proximal_weight: float = key(0.0, "FedProx's mu on the shared prompt; 0 is FedAvg", low=0.0)
 
@@ -135,7 +138,7 @@ class SpmdConfig:
 class Config:
     """One federated run, or a comparison of methods over seeds."""
 
-    seed: int = key(0, "of split, partition, cohorts, initial prompts and batches", low=0)
+    seed: int = key(0, "of split, partition, cohorts, initial prompts and batches", low=0, high=MAX_SEED)
     seeds: int = key(1, "runs, with seed, seed + 1, ...; each has its own partition", low=1)
     baselines: tuple = key((), "methods trained beside method.name on the same partitions, for the closing table")
     backbone: str = key("tiny", "`tiny` (embedded), a Hugging Face name, or a CLIP folder")
@@ -169,7 +172,7 @@ class TowersConfig:
 class PretrainConfig:
     """Contrastive training of a small CLIP."""
 
-    seed: int = key(0, "of weights, captions, alterations and batches", low=0)
+    seed: int = key(0, "of weights, captions, alterations and batches", low=0, high=MAX_SEED)
     epochs: int = key(30, "passes over the images", low=1)
     batch_size: int = key(256, "images in a step", low=2)
     learning_rate: float = key(1e-3, "peak of a cosine schedule with 5 % warm-up", low=0.0)
@@ -250,8 +253,8 @@ def load_file(spec: str) -> Written:
 
 
 def default_file() -> Path:
-    """`configs/quickstart.py`: of the present folder, of the source tree, or of the installed package."""
-    places = (Path.cwd(), Path(__file__).parent.parent, Path(sys.prefix) / "share" / "fedrsclip_jax")
+    """`configs/quickstart.py` of the source tree, or of the installed package."""
+    places = (Path(__file__).parent.parent, Path(sys.prefix) / "share" / "fedrsclip_jax")
     for place in places:
         if (path := place / "configs" / "quickstart.py").is_file():
             return path

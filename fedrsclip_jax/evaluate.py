@@ -91,12 +91,11 @@ def score_federation(
     anyone = jax.tree.map(lambda leaf: leaf[0], population.gather(ids[:1]))
     logits = np.asarray(_global_logits(graph, shared, anyone, data.features[0][pooled], backbone))
     right = logits.argmax(axis=1) == labels[pooled]
-    owner = np.repeat(ids, clients.test_counts)
-    global_correct = np.bincount(owner, weights=right, minlength=len(ids)).astype(np.int64)
+    global_correct = _by_client(right, clients)
 
     slots = np.full(-(-len(ids) // mesh.size) * mesh.size, -1)
     slots[: len(ids)] = ids
-    rows, counts = clients.padded(slots, "test", _width(clients.max_test))
+    rows, counts = clients.padded(slots, "test", clients.width("test"))
     own, on_pooled = _personal_correct(
         graph,
         mesh,
@@ -126,9 +125,14 @@ def score_zero_shot(
     pooled = clients.partition.test_order
     logits = float(backbone.scale) * np.asarray(features[pooled]) @ np.asarray(backbone.zero_shot).T
     right = logits.argmax(axis=1) == labels[pooled]
-    owner = np.repeat(np.arange(clients.num_clients), clients.test_counts)
-    correct = np.bincount(owner, weights=right, minlength=clients.num_clients).astype(np.int64)
+    correct = _by_client(right, clients)
     return {**score_pooled(logits, labels[pooled]), "on_clients": score_clients(correct, clients.test_counts)}
+
+
+def _by_client(right: Bool[np.ndarray, " images"], clients: Clients) -> Int[np.ndarray, " clients"]:
+    """Right answers on the pooled test images, counted by owner."""
+    owner = np.repeat(np.arange(clients.num_clients), clients.test_counts)
+    return np.bincount(owner[right], minlength=clients.num_clients)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -157,8 +161,3 @@ def _personal_correct(graph, mesh, shared, private, members: Members, pooled, da
     return jax.shard_map(
         on_device, mesh=mesh, in_specs=(SAME, SPLIT, SPLIT, SAME, SAME, SAME), out_specs=(SPLIT, SPLIT)
     )(shared, private, members, pooled, data, backbone)
-
-
-def _width(longest: int) -> int:
-    """A width that other seeds' partitions are likely to share, so that they share a compilation."""
-    return 1 << max(longest - 1, 1).bit_length()

@@ -1,6 +1,7 @@
 """One federated run, from a configuration to a folder of results; read it from top to bottom."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +34,35 @@ def run(
       What `summary.json` says.
 
     Raises:
-      InputError: settings that do not fit the data or the backbone; nothing has been written then.
+      InputError: settings that do not fit the data or the backbone, or a run that diverges; nothing is left
+        in `workdir` then.
     """
     check_new(workdir)
     clients = divide(config, task, features.readable)
     federation = Federation(config, task, features, clients)
-
     workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        return _run(config, task, features, federation, workdir, progress, encode_seconds)
+    except InputError:
+        # A run that diverges leaves nothing behind, and may be tried again in the same place.
+        shutil.rmtree(workdir)
+        raise
+
+
+def _run(
+    config: Config,
+    task: Task,
+    features: Features,
+    federation: Federation,
+    workdir: Path,
+    progress: Progress,
+    encode_seconds: float,
+) -> dict[str, Any]:
+    clients = federation.clients
     write_json(workdir / "config.json", configuration.to_dict(config))
     clients.partition.save(workdir / "partition.npz")
     zero_shot = score_zero_shot(features.plain, task.labels, clients, federation.backbone)
 
-    clock = compilation.Clock()
     seconds = {"encode": encode_seconds, "compile": 0.0, "train": 0.0, "evaluate": 0.0}
     lines: list[dict[str, Any]] = []
     bytes_sent = steps = 0
@@ -53,7 +71,7 @@ def run(
         progress.track(f"{config.method.name}, seed {config.seed}", config.rounds, unit="rounds") as bar,
     ):
         for number in range(1, config.rounds + 1):  # round 0 is the initial draw
-            with clock.measure(seconds, "train"):
+            with compilation.measure(seconds, "train"):
                 done = federation.round(number)
             steps += done.steps
             bytes_sent += done.answered * federation.traffic.bytes
@@ -64,17 +82,14 @@ def run(
                 clients_per_second=done.clients / max(done.seconds, 1e-9),
                 bytes_sent=bytes_sent,
             )
-            if not federation.is_finite():
-                raise InputError(
-                    f"round {number}: the shared prompt is no longer finite; lower local.learning_rate = "
-                    f"{config.local.learning_rate}"
-                )
             last = number == config.rounds
             if last or number % config.eval.every == 0:
-                with clock.measure(seconds, "evaluate"):
+                with compilation.measure(seconds, "evaluate"):
                     scores = federation.score()
                 lines.append({"round": number, **done.figures, "bytes_sent": bytes_sent, **_brief(scores)})
-                write_text(workdir / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+                write_text(
+                    workdir / "metrics.jsonl", "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+                )
             if last or (config.checkpoint.every and number % config.checkpoint.every == 0):
                 checkpoints.save(number, federation.server, federation.population)
 

@@ -12,6 +12,7 @@ from flax import nnx
 from fedrsclip_jax.config import Config
 from fedrsclip_jax.data.clients import Clients
 from fedrsclip_jax.data.features import Features
+from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.evaluate import score_federation
 from fedrsclip_jax.federated.aggregate import Server, start_server
 from fedrsclip_jax.federated.client import Dataset, Hyper, LocalPlan, Members
@@ -75,8 +76,6 @@ class Federation:
             mesh, (backbone, Hyper.of(config), jax.random.fold_in(key, _ROUNDS))
         )
         self.plan = RoundPlan(graph, LocalPlan.of(config), mesh, lanes, config.server.optimizer)
-        # Other seeds' partitions are likely to share this width, and with it the compiled round.
-        self._width = 1 << max(clients.max_train - 1, 1).bit_length()
         self._plain = replicate(mesh, Dataset(features.plain[None], task.labels))
         plain_alone = len(features.views) == 1
         self._train = self._plain if plain_alone else replicate(mesh, Dataset(np.stack(features.views), task.labels))
@@ -88,14 +87,18 @@ class Federation:
         return float(np.mean(self._wasted)) if self._wasted else 0.0
 
     def round(self, number: int) -> Done:
-        """One round: a cohort is drawn and laid out, trains, and is averaged."""
+        """One round: a cohort is drawn and laid out, trains, and is averaged.
+
+        Raises:
+          InputError: prompts or figures are no longer finite.
+        """
         began = time.perf_counter()
         config, plan = self.config, self.plan
         cohort = draw_cohort(config.seed, number, self.clients.num_clients, config.cohort)
         steps = plan.local.steps(self.clients.train_counts[cohort])
         layout = lay_out(cohort, steps, plan.mesh.size, plan.lanes)
         answering = draw_answering(config.seed, number, layout.ids, config.dropout)
-        rows, counts = self.clients.padded(layout.ids, "train", self._width)
+        rows, counts = self.clients.padded(layout.ids, "train", self.clients.width("train"))
         private, members, answers = spread(
             plan.mesh,
             (self.population.gather(layout.ids), Members(layout.ids.astype(np.int32), rows, counts), answering),
@@ -115,6 +118,12 @@ class Federation:
         self.population.scatter(layout.ids, private)
         self._wasted.append(layout.wasted)
         values = {name: float(value) for name, value in figures.items()}
+        prompts = jax.tree.leaves((self.server.shared, private))
+        if not all(np.isfinite(leaf).all() for leaf in (*prompts, *values.values())):
+            raise InputError(
+                f"round {number}: prompts or loss are no longer finite; lower local.learning_rate = "
+                f"{config.local.learning_rate}"
+            )
         spent = time.perf_counter() - began
         return Done(values, len(cohort), int(answering.sum()), int(steps.sum()), spent)
 
@@ -129,9 +138,6 @@ class Federation:
             self.labels,
             self.backbone,
         )
-
-    def is_finite(self) -> bool:
-        return all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(self.server.shared))
 
     def digest(self) -> str:
         """sha256 over the shared prompts and the private ones of every client drawn so far."""

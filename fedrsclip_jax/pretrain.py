@@ -62,7 +62,9 @@ def pretrain(config: PretrainConfig, workdir: Path, progress: Progress) -> dict[
     began = time.perf_counter()
     pictures, digests = _gather(config, progress)
     eligible = np.ones(len(digests), bool)
-    train, held_out = stratified_split(pictures.labels, digests, config.validation_fraction, config.seed, eligible)
+    train, held_out = stratified_split(
+        pictures.labels, digests, config.validation_fraction, config.seed, eligible, pictures.class_names
+    )
 
     examples = _sample_captions(pictures.class_names, config.seed)
     fitted = fit_tokenizer(examples, config.model)

@@ -25,6 +25,7 @@ from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.progress import Progress
 
 ENCODE_BATCH = 128
+VIEW_SEED = 0  # of the augmented views, the same for all runs, so that they share the cache
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,9 @@ class Task:
 
     def backbone(self, method: MethodConfig) -> Backbone:
         """The text side, bound to the class names, with room for the method's context."""
-        context = method.context_tokens * (2 if method.combine == "concat" else 1)
+        prompts = 2 if method.combine == "concat" else 1
         names = self.source.class_names
-        suffixes = tokenizer.suffixes(self.words, names, self.clip_config, context)
+        suffixes = tokenizer.suffixes(self.words, names, self.clip_config, method.context_tokens, prompts)
         texts = [tokenizer.TEMPLATE.format(name) for name in names]
         zero_shot = self.clip.encode_text(jnp.asarray(tokenizer.tokenize(self.words, texts, self.clip_config)))
         return Backbone(
@@ -100,7 +101,7 @@ def load_task(config: Config) -> Task:
     source = load_source(config.data)
     folder = huggingface.resolve(config.backbone)
     clip, clip_config = huggingface.load_clip(folder, config.dtype)
-    words = tokenizer.load_tokenizer(folder)
+    words = tokenizer.load_tokenizer(folder, clip_config)
     return Task(source, folder, clip, clip_config, words, huggingface.weights_digest(folder))
 
 
@@ -118,7 +119,7 @@ def encode_images(config: Config, task: Task, progress: Progress) -> features.Fe
             _encoder(task.clip, prepare),
             key={"weights": task.digest, "preprocess": settings, "dtype": config.dtype},
             views=views,
-            seed=config.data.scenes.seed,
+            seed=VIEW_SEED,
             cache_dir=features.default_cache_dir(),
             batch_size=ENCODE_BATCH,
             skip_unreadable=config.data.skip_unreadable,

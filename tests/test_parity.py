@@ -77,7 +77,7 @@ def make(sizes: dict, patch: int | None, activation: str, folder: Path):
 def token_ids(vocabulary: int) -> np.ndarray:
     """Captions through OpenAI's tokenizer where it is at hand, else random ids; each ends in EOS, and pads with it."""
     if OPENAI_TOKENIZER.is_dir():
-        words = load_tokenizer(OPENAI_TOKENIZER)
+        words = transformers.AutoTokenizer.from_pretrained(OPENAI_TOKENIZER)
         return words([TEMPLATE.format(name) for name in NAMES], padding=True, return_tensors="np").input_ids
     ids = np.random.default_rng(0).integers(0, vocabulary - 2, (len(NAMES), 12))
     ids[:, 0] = vocabulary - 2
@@ -145,7 +145,7 @@ def test_transformers_loads_what_we_write(tiny_folder, tmp_path, dtype):
     save_clip(clip, config, tmp_path, dtype)
     model, loading = transformers.CLIPModel.from_pretrained(tmp_path, dtype=torch.float32, output_loading_info=True)
     assert not any(loading.values())
-    ids = tokenize(load_tokenizer(tiny_folder), NAMES, config)
+    ids = tokenize(load_tokenizer(tiny_folder, config), NAMES, config)
     pixels = images(config.image_size)
     text, image, _ = outputs(model.eval(), ids, pixels)
     clip, _ = load_clip(tmp_path)

@@ -10,6 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
+from fedrsclip_jax.federated.aggregate import weighted_sum
 from fedrsclip_jax.federated.client import Dataset, Hyper, Members
 from fedrsclip_jax.federated.round import choose_lanes, make_mesh, run_round, traffic
 from fedrsclip_jax.methods import METHODS
@@ -123,8 +124,8 @@ def test_one_trace_serves_all_rounds_and_hyper_parameters(frozen):
     traces = run_round._cache_size()
     for number in (2, 3, 4):
         g.round(number)
-    g.config = toy.settings(**{"method.name": "fedrsclip", "local.learning_rate": "0.3", "method.pacl_weight": "1"})
-    g.round(5)
+    changed = {"local.learning_rate": "0.3", "local.proximal_weight": "0.1", "server.learning_rate": "0.5"}
+    game("fedrsclip", frozen, **changed, **{"method.pacl_weight": "1", "method.cmfac_weight": "0"}).round(1)
     assert run_round._cache_size() == traces
 
 
@@ -198,6 +199,12 @@ def test_who_does_not_answer_is_left_out_and_keeps_its_private_prompt(frozen):
     without.round(slots=np.asarray([0, 2]))
     assert_close(g.server.shared, without.server.shared, 1e-7)
     assert_close(g.kept[1], before, 0)
+
+
+def test_what_does_not_count_may_be_nan():
+    """0 x NaN is NaN: one client that failed would otherwise take the whole average with it."""
+    values = jnp.asarray([[1.0, 2.0], [jnp.nan, jnp.inf], [3.0, 4.0]])
+    np.testing.assert_allclose(weighted_sum(values, jnp.asarray([1.0, 0.0, 2.0])), [7.0, 10.0])
 
 
 def test_a_round_without_an_answer_leaves_the_state_unchanged(frozen):

@@ -1,6 +1,7 @@
 """Class names and captions as token ids, with a small tokenizer of our own and with OpenAI's."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -16,10 +17,10 @@ def pair(request, tiny_folder):
     """A tokenizer and a configuration with its special tokens."""
     config = read_config(tiny_folder)
     if request.param == "own":
-        return load_tokenizer(tiny_folder), config
+        return load_tokenizer(tiny_folder, config), config
     folder = request.getfixturevalue("clip_tokenizer_folder")
     config = dataclasses.replace(config, vocabulary=49408, sos_id=49406, eos_id=49407)
-    return load_tokenizer(folder), config
+    return load_tokenizer(folder, config), config
 
 
 def test_suffixes_end_in_a_full_stop_and_eos(pair):
@@ -90,6 +91,29 @@ def test_too_long_a_name(pair, refused):
         suffixes(tokenizer, ("sea", "river " * 80), config, 4)
 
 
-def test_folder_without_tokenizer(tmp_path, refused):
+def test_folder_without_tokenizer(tiny_folder, tmp_path, refused):
     with refused(tmp_path, "tokenizer.json"):
-        load_tokenizer(tmp_path)
+        load_tokenizer(tmp_path, read_config(tiny_folder))
+
+
+def test_broken_tokenizer(tiny_folder, tmp_path, refused):
+    shutil.copytree(tiny_folder, tmp_path / "clip")
+    (tmp_path / "clip" / "tokenizer.json").write_text("{")
+    with refused(tmp_path, "cannot be read"):
+        load_tokenizer(tmp_path / "clip", read_config(tiny_folder))
+
+
+def test_tokenizer_of_another_model(tiny_folder, clip_tokenizer_folder, refused):
+    """Ids beyond the embedding table would be clamped without a word, and accuracy fall to chance."""
+    with refused("49408 tokens", "belongs to another model"):
+        load_tokenizer(clip_tokenizer_folder, read_config(tiny_folder))
+
+
+def test_two_prompts_in_one_sequence_need_twice_the_room(tiny_folder, refused):
+    config = read_config(tiny_folder)
+    tokenizer = load_tokenizer(tiny_folder, config)
+    name = len(words(tokenizer, "river."))
+    room = (config.positions - 2 - name) // 2
+    suffixes(tokenizer, ("river",), config, room, prompts=2)
+    with refused(f"2 x {room + 1}", f"at most {room}"):
+        suffixes(tokenizer, ("river",), config, room + 1, prompts=2)

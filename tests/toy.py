@@ -26,7 +26,7 @@ WIDTH = 16
 def backbone(folder: Path, class_position: str = "end") -> Backbone:
     clip, config = load_clip(folder)
     zero_shot = unit(jax.random.normal(jax.random.key(9), (len(CLASSES), config.embed)))
-    names = suffixes(load_tokenizer(folder), CLASSES, config, 16)
+    names = suffixes(load_tokenizer(folder, config), CLASSES, config, 16)
     return Backbone(clip.text, jnp.exp(clip.logit_scale[...]), names, zero_shot, class_position)
 
 

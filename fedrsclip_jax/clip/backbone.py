@@ -7,8 +7,6 @@ from jaxtyping import Array, Float
 from fedrsclip_jax.clip.model import unit
 from fedrsclip_jax.clip.text import Suffixes, TextTower
 
-CLASS_POSITIONS = ("end", "middle", "front")
-
 
 class Backbone(nnx.Module):
     """The frozen text side of CLIP, bound to the class names of one task.
@@ -34,10 +32,6 @@ class Backbone(nnx.Module):
         self.suffixes = nnx.data(suffixes)
         self.zero_shot = nnx.data(zero_shot)
         self.class_position = class_position
-
-    @property
-    def num_classes(self) -> int:
-        return self.suffixes.tokens.shape[0]
 
     def encode(self, context: Float[Array, "context width"]) -> Float[Array, "classes embed"]:
         """Unit-norm text features of every class behind one context."""

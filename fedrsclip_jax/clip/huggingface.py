@@ -120,8 +120,10 @@ def resolve(backbone: str) -> Path:
     )
     try:
         cached = Path(download(local_files_only=True))
-        # Other programs cache single files: a folder with a tokenizer alone has still to be downloaded.
-        if (cached / "config.json").is_file() and _weight_files(cached):
+        # Other programs cache single files: a folder with a tokenizer alone, or without one, is not whole.
+        whole = all((cached / name).is_file() for name in ("config.json", "preprocessor_config.json"))
+        words = any((cached / name).is_file() for name in ("tokenizer.json", "vocab.json"))
+        if whole and words and _weight_files(cached):
             return cached
     except Exception:  # not in the cache, or not whole: any reason is as good as another, the network decides
         pass

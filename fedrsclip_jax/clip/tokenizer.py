@@ -15,13 +15,29 @@ from fedrsclip_jax.errors import InputError
 TEMPLATE = "a satellite photo of a {}."
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a CLIP folder (`tokenizer.json`, or `vocab.json` with `merges.txt`)."""
+def load_tokenizer(folder: Path, config: CLIPConfig) -> Any:
+    """The tokenizer of a CLIP folder (`tokenizer.json`, or `vocab.json` with `merges.txt`).
+
+    Raises:
+      InputError: there is none, it cannot be read, or it is not the one that the weights were trained with.
+    """
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         raise InputError(f"backbone: {folder} has no tokenizer.json (nor vocab.json); download the whole folder")
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"backbone: the tokenizer of {folder} cannot be read ({reason}); download it again") from error
+    # An id beyond the table would be clamped to its last row without a word.
+    ends = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    if len(tokenizer) > config.vocabulary or ends != (config.sos_id, config.eos_id):
+        raise InputError(
+            f"backbone: the tokenizer of {folder} has {len(tokenizer)} tokens and start and end {ends}, but its "
+            f"config.json says {config.vocabulary} and {(config.sos_id, config.eos_id)}; it belongs to another model"
+        )
+    return tokenizer
 
 
 def words(tokenizer: Any, text: str) -> list[int]:
@@ -50,20 +66,23 @@ def tokenize(
     return out
 
 
-def suffixes(tokenizer: Any, class_names: Sequence[str], config: CLIPConfig, context: int) -> Suffixes:
-    """Tokens of `name . [EOS]` per class, for a context of `context` tokens in front.
+def suffixes(
+    tokenizer: Any, class_names: Sequence[str], config: CLIPConfig, context: int, prompts: int = 1
+) -> Suffixes:
+    """Tokens of `name . [EOS]` per class, for `prompts` contexts of `context` tokens each in front.
 
     Raises:
       InputError: the longest class and the context do not fit into the tower.
     """
     rows = [words(tokenizer, f"{name}.") for name in class_names]
     longest = int(np.argmax([len(row) for row in rows]))
-    needed = 1 + context + len(rows[longest]) + 1
+    needed = 1 + prompts * context + len(rows[longest]) + 1
     if needed > config.positions:
-        room = context - (needed - config.positions)
+        room = (config.positions - 2 - len(rows[longest])) // prompts
         remedy = f"use at most {room}" if room > 0 else "give the class a shorter name"
+        twice = f"{prompts} x " if prompts > 1 else ""
         raise InputError(
-            f"method.context_tokens: {context} in front of {class_names[longest]!r} make {needed} tokens; this "
+            f"method.context_tokens: {twice}{context} in front of {class_names[longest]!r} make {needed} tokens; this "
             f"CLIP reads {config.positions}; {remedy}"
         )
     tokens = np.full((len(rows), len(rows[longest]) + 1), config.eos_id, np.int32)

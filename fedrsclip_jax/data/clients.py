@@ -40,6 +40,11 @@ class Clients:
     def max_test(self) -> int:
         return int(self.test_counts.max())
 
+    def width(self, split: str) -> int:
+        """A width for `padded` that other seeds' partitions are likely to share, and with it what is compiled."""
+        longest = self.max_train if split == "train" else self.max_test
+        return 1 << max(longest - 1, 1).bit_length()
+
     def padded(
         self, ids: Int[np.ndarray, "cohort"], split: str, width: int | None = None
     ) -> tuple[Int32[np.ndarray, "cohort width"], Int32[np.ndarray, "cohort"]]:

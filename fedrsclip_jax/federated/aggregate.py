@@ -40,5 +40,10 @@ def step_server(name: str, rate: Float[Array, ""], server: Server, mean_delta: P
 
 
 def weighted_sum(values: PyTree, weights: Float[Array, " clients"]) -> PyTree:
-    """sum_k weights_k values_k over the leading axis of every leaf."""
-    return jax.tree.map(lambda v: jnp.tensordot(weights, v, axes=1), values)
+    """sum_k weights_k values_k over the leading axis of every leaf; what has weight 0 may be anything, NaN too."""
+
+    def one(value):
+        counts = (weights > 0).reshape(-1, *[1] * (value.ndim - 1))
+        return jnp.tensordot(weights, jnp.where(counts, value, 0.0), axes=1)
+
+    return jax.tree.map(one, values)

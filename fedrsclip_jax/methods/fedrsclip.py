@@ -39,13 +39,16 @@ class FedRSCLIP(nnx.Module):
         key: PRNGKeyArray,
         start: Float[Array, "context width"] | None = None,
     ):
-        self.config = config
+        # Only what chooses the program is kept: anything else in the module's structure would recompile it.
+        self.combine, self.pacl, self.cmfac = config.combine, config.pacl, config.cmfac
         # Independent draws: equal starts with averaged logits would get equal gradients and a PACL of zero.
         shared, private = jax.random.split(key)
         self.shared = Shared(draw_prompt(config, backbone, shared, start))
         self.private = Private(draw_prompt(config, backbone, private, start))
 
-    def loss(self, batch: Batch, backbone: Backbone, weights: Weights):
+    def loss(
+        self, batch: Batch, backbone: Backbone, weights: Weights
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         texts = self._texts(backbone)
         logits = self._logits(batch.features, texts, backbone)
         ce = cross_entropy(logits, batch)
@@ -54,36 +57,38 @@ class FedRSCLIP(nnx.Module):
         loss = ce + weights.pacl * pacl + weights.cmfac * cmfac
         return loss, {"ce": ce, "pacl": pacl, "cmfac": cmfac, "accuracy": accuracy(logits, batch)}
 
-    def global_logits(self, features, backbone: Backbone):
+    def global_logits(self, features: Float[Array, "batch embed"], backbone: Backbone) -> Float[Array, "batch classes"]:
         return backbone.scale * features @ backbone.encode(self.shared[...]).T
 
-    def personal_logits(self, features, backbone: Backbone):
+    def personal_logits(
+        self, features: Float[Array, "batch embed"], backbone: Backbone
+    ) -> Float[Array, "batch classes"]:
         return self._logits(features, self._texts(backbone), backbone)
 
     def _texts(self, backbone: Backbone) -> Float[Array, "prompts classes embed"]:
         """Text features of P_s, P_k and, where they are joined in one sequence, of both."""
         shared, private = self.shared[...], self.private[...]
         alone = jax.vmap(backbone.encode)(jnp.stack([shared, private]))
-        if self.config.combine != "concat":
+        if self.combine != "concat":
             return alone
         return jnp.concatenate([alone, backbone.encode(jnp.concatenate([shared, private]))[None]])
 
     def _logits(self, features, texts, backbone: Backbone) -> Float[Array, "batch classes"]:
-        if self.config.combine == "logits":
+        if self.combine == "logits":
             # The mean of the logits is the logits of the mean feature, left unnormalised.
             return backbone.scale * features @ jnp.mean(texts, axis=0).T
-        if self.config.combine == "features":
+        if self.combine == "features":
             return backbone.scale * features @ unit(jnp.mean(texts, axis=0)).T
         return backbone.scale * features @ texts[2].T
 
     def _pacl(self, texts) -> Float[Array, ""]:
-        if self.config.pacl == "tokens":
+        if self.pacl == "tokens":
             return jnp.mean((self.shared[...] - self.private[...]) ** 2)
         return 1 - jnp.mean(jnp.sum(texts[0] * texts[1], axis=-1))
 
     def _cmfac(self, batch: Batch, texts, backbone: Backbone) -> Float[Array, ""]:
         cosines = jnp.einsum("bd,pcd->pbc", batch.features, texts[:2])
-        if self.config.cmfac == "cosine":
+        if self.cmfac == "cosine":
             own = jnp.take_along_axis(cosines, batch.labels[None, :, None], axis=2)[..., 0]
             return 1 - masked_mean(jnp.mean(own, axis=0), batch.mask)
         return jnp.mean(jax.vmap(lambda c: _symmetric_infonce(c, batch, backbone.scale))(cosines))

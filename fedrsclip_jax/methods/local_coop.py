@@ -20,13 +20,17 @@ class LocalCoOp(nnx.Module):
     ):
         self.private = Private(draw_prompt(config, backbone, key, start))
 
-    def loss(self, batch: Batch, backbone: Backbone, weights: Weights):
+    def loss(
+        self, batch: Batch, backbone: Backbone, weights: Weights
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         logits = self.personal_logits(batch.features, backbone)
         ce = cross_entropy(logits, batch)
         return ce, {"ce": ce, "accuracy": accuracy(logits, batch)}
 
-    def global_logits(self, features, backbone: Backbone):
+    def global_logits(self, features: Float[Array, "batch embed"], backbone: Backbone) -> Float[Array, "batch classes"]:
         return backbone.scale * features @ backbone.zero_shot.T
 
-    def personal_logits(self, features, backbone: Backbone):
+    def personal_logits(
+        self, features: Float[Array, "batch embed"], backbone: Backbone
+    ) -> Float[Array, "batch classes"]:
         return backbone.scale * features @ backbone.encode(self.private[...]).T

@@ -115,7 +115,7 @@ def photographs(folder: Path, counts: dict[str, int]) -> Path:
         (["--config.data.source=satellite"], ("'satellite'", "folder:PATH")),
         (["--config.data.test_fraction=1"], ("test_fraction", "1.0", "such as 0.2")),
         (["--config.data.scenes.domains=dsut"], ("'dsut'", "'dust'")),
-        (["--config.data.scenes.count=16"], ("'river'", "at least two")),
+        (["--config.data.scenes.count=16"], ("data.scenes.count", "at least 32")),
     ],
 )
 def test_configuration(refused, federation, arguments, words):

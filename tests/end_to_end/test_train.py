@@ -10,6 +10,7 @@ import pytest
 from fedrsclip_jax import cli
 from fedrsclip_jax import config as configuration
 from fedrsclip_jax.data.partition import Partition
+from fedrsclip_jax.federated.round import run_round
 from tests.conftest import REPOSITORY
 
 AID = REPOSITORY.parent / "shared" / "data" / "aid"
@@ -99,6 +100,30 @@ def test_equal_seeds_give_equal_bits_and_evaluate_gives_the_same_scores(train, c
     from_checkpoint = capsys.readouterr().out
     assert f"{100 * read(first)['personalised']['mean']:.1f}" in from_checkpoint
     assert f"{100 * read(first)['global']['accuracy']:.1f}" in from_checkpoint
+
+    # A finished run is scored as it was, or not at all.
+    assert cli.main(["evaluate", "--quiet", f"--workdir={first}", "--config.method.name=promptfl"]) == 2
+    assert "--config.method.name" in capsys.readouterr().err
+    assert cli.main(["evaluate", "--quiet", f"--workdir={first}", "--config.backbone=tiny"]) == 2
+    assert "other weights" in capsys.readouterr().err
+
+
+def test_one_compilation_serves_all_rounds_of_a_run(train):
+    flags = ("--config.seeds=1", "--config.baselines=", "--config.cohort=3", "--config.rounds=5")
+    before = run_round._cache_size()
+    train("run", *flags)
+    assert run_round._cache_size() == before + 1
+
+
+@pytest.mark.parametrize("method", ["fedrsclip", "local_coop"])
+def test_a_run_that_diverges_says_so_and_leaves_nothing(tiny_folder, tmp_path, capsys, method):
+    workdir = tmp_path / "run"
+    words = ("train", "--quiet", f"--config={REPOSITORY / 'configs/quickstart.py'}", f"--workdir={workdir}")
+    flags = ("--config.seeds=1", "--config.baselines=", "--config.local.learning_rate=1e38")
+    name = f"--config.method.name={method}"
+    assert cli.main([*words, f"--config.backbone={tiny_folder}", *SMALL, *flags, name]) == 2
+    assert "lower local.learning_rate = 1e+38" in capsys.readouterr().err
+    assert not workdir.exists()
 
 
 def test_devices_and_lanes_change_nothing_but_the_last_digits(train):

@@ -1,0 +1,51 @@
+"""What is saved comes back, and only as many checkpoints are kept as asked for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedrsclip_jax.checkpoint import Checkpoints
+from fedrsclip_jax.errors import InputError
+from fedrsclip_jax.federated.aggregate import start_server, step_server
+from fedrsclip_jax.federated.population import Population
+
+
+def draw(ids):
+    return {"private": jnp.zeros((len(ids), 2, 3)) + ids[:, None, None]}
+
+
+@pytest.fixture
+def state():
+    server = start_server("momentum", {"shared": jnp.arange(6.0).reshape(2, 3)})
+    server = step_server("momentum", jnp.asarray(1.0), server, {"shared": jnp.ones((2, 3))})
+    people = Population(draw, 100)
+    people.scatter(np.asarray([9, 4]), {"private": np.random.default_rng(0).normal(size=(2, 2, 3)).astype(np.float32)})
+    return server, people
+
+
+def test_what_is_saved_comes_back_bit_for_bit(state, tmp_path):
+    server, people = state
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(7, server, people)
+    fresh, empty = start_server("momentum", {"shared": jnp.zeros((2, 3))}), Population(draw, 100)
+    with Checkpoints(tmp_path) as checkpoints:
+        number, restored = checkpoints.restore(fresh, empty)
+    assert number == 7
+    for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(server), strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(empty.drawn, [4, 9])
+    ids = np.asarray([4, 5, 9])
+    np.testing.assert_array_equal(empty.gather(ids)["private"], people.gather(ids)["private"])
+
+
+def test_the_newest_are_kept(state, tmp_path):
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for number in (1, 2, 3):
+            checkpoints.save(number, *state)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "3"]
+
+
+def test_a_folder_without_a_checkpoint_is_refused(state, tmp_path):
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(InputError, match="holds no checkpoint"):
+        checkpoints.restore(*state)

@@ -1,0 +1,67 @@
+"""The closing table on results worked out by hand."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from fedrsclip_jax.comparison import show, tabulate
+
+
+def run(seed: int, own: float, pooled: float, zero: float, params: int = 512) -> dict:
+    return {
+        "seed": seed,
+        "split": "test",
+        "uplink_params_per_client_round": params,
+        "personalised": {"mean": own, "worst_decile": own / 2},
+        "global": {"accuracy": pooled},
+        "zero_shot": {"accuracy": zero, "on_clients": {"mean": zero + 0.1, "worst_decile": 0.0}},
+    }
+
+
+@pytest.fixture
+def result():
+    return tabulate(
+        {
+            "local_coop": [run(0, 0.6, 0.2, 0.2, params=0), run(1, 0.8, 0.2, 0.4, params=0)],
+            "promptfl": [run(0, 0.4, 0.3, 0.2), run(1, 0.6, 0.5, 0.4)],
+            "fedrsclip": [run(0, 0.7, 0.4, 0.2), run(1, 0.7, 0.6, 0.4)],
+        },
+        "fedrsclip",
+    )
+
+
+def test_means_and_deviations_of_the_sample(result):
+    assert list(result["rows"]) == ["zero_shot", "local_coop", "promptfl", "fedrsclip"]
+    assert result["seeds"] == [0, 1]
+    promptfl = result["rows"]["promptfl"]
+    assert promptfl["on_clients"]["mean"] == pytest.approx(0.5)
+    assert promptfl["on_clients"]["std"] == pytest.approx(0.2 / 2**0.5)  # of a sample of two
+    assert result["rows"]["zero_shot"]["on_clients"]["values"] == pytest.approx([0.3, 0.5])
+    assert result["rows"]["fedrsclip"]["worst_decile"]["mean"] == pytest.approx(0.35)
+
+
+def test_who_shares_nothing_has_no_model_of_the_federation(result):
+    assert result["rows"]["local_coop"]["pooled"] is None
+    assert result["rows"]["local_coop"]["uplink_params"] == 0
+
+
+def test_differences_are_paired_by_seed(result):
+    paired = result["paired_on_clients"]
+    assert paired["fedrsclip - promptfl"]["values"] == pytest.approx([0.3, 0.1])
+    assert paired["promptfl - zero_shot"]["values"] == pytest.approx([0.1, 0.1])
+
+
+def test_the_table_fits_a_terminal_of_80_columns(result):
+    out = io.StringIO()
+    show(result, Console(file=out, width=80))
+    text = out.getvalue()
+    assert "mean ± standard deviation of 2 seeds" in text.replace("\n", " ")
+    (row,) = (line for line in text.splitlines() if line.strip().startswith("PromptFL") and "over" not in line)
+    assert row.split() == ["PromptFL", "50.0", "±", "14.1", "25.0", "±", "7.1", "40.0", "±", "14.1", "512"]
+    assert "FedRSCLIP over PromptFL" in text
+
+
+def test_one_seed_has_no_deviation():
+    result = tabulate({"promptfl": [run(0, 0.4, 0.3, 0.2)]}, "promptfl")
+    assert result["rows"]["promptfl"]["pooled"]["std"] is None
