@@ -2,6 +2,10 @@
 
 Data: AID (Xia et al. 2017), a folder a class. Images of the other half are never opened.
 
+Method: contrastive language-image training (arXiv:2103.00020), captions ours.
+Expected: zero-shot 63 % on the 493 images held out of its half (chance 3 %). Time: 31 minutes on 2 cores that had
+other work beside.
+
     fedrsclip pretrain --config=configs/pretrain_aid.py --workdir=runs/aid_clip
 """
 

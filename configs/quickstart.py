@@ -3,6 +3,10 @@
 Ten institutions with very uneven classes (Dirichlet 0.1) see scenes through sensors (dust, frost, dusk, ...) that
 the embedded CLIP has not been trained on. Three seeds, each with a partition of its own.
 
+Method: FedRSCLIP from its published description, equations ours; baseline PromptFL (arXiv:2208.11625).
+Expected on the clients' own images, 3 seeds: zero-shot 48 %, PromptFL 54 %, FedRSCLIP 76 %.
+Time: about a minute and a half on 2 cores, the first time two.
+
     launch/local.sh train
 """
 

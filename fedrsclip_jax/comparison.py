@@ -12,6 +12,7 @@ from rich.table import Table
 
 from fedrsclip_jax import experiment
 from fedrsclip_jax.config import Config, to_dict
+from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.federated.round import make_mesh
 from fedrsclip_jax.files import check_new, write_json
 from fedrsclip_jax.methods import find_method
@@ -41,6 +42,10 @@ def compare(config: Config, workdir: Path, progress: Progress) -> dict[str, Any]
     for name in names:
         find_method(name, "method.name" if name == config.method.name else "baselines")
     check_new(workdir)
+    if config.cohort > config.partition.clients:
+        raise InputError(
+            f"cohort = {config.cohort} of partition.clients = {config.partition.clients}; use at most that, or 0 for all"
+        )
     task = load_task(config)
     # What does not fit is refused before the images are encoded, which can take long.
     for seed in range(config.seed, config.seed + config.seeds):
@@ -123,7 +128,8 @@ def show(result: dict[str, Any], console: Console) -> None:
         style="dim",
         soft_wrap=True,
     )
-    console.print("on the clients' own images, in points, paired by seed:", highlight=False)
+    paired = ", paired by seed" if seeds > 1 else ""
+    console.print(f"on the clients' own images, in points{paired}:", highlight=False)
     for difference, spread in result["paired_on_clients"].items():
         left, _, right = difference.partition(" - ")
         names = f"{TITLES.get(left, left)} over {TITLES.get(right, right)}"

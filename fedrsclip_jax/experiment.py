@@ -15,7 +15,7 @@ from fedrsclip_jax.data.features import Features
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.evaluate import score_zero_shot
 from fedrsclip_jax.federation import Federation
-from fedrsclip_jax.files import check_new, write_json, write_text
+from fedrsclip_jax.files import check_new, make_folder, write_json, write_text
 from fedrsclip_jax.progress import Progress
 from fedrsclip_jax.task import Task, divide
 
@@ -40,7 +40,7 @@ def run(
     check_new(workdir)
     clients = divide(config, task, features.readable)
     federation = Federation(config, task, features, clients)
-    workdir.mkdir(parents=True, exist_ok=True)
+    make_folder(workdir)
     try:
         return _run(config, task, features, federation, workdir, progress, encode_seconds)
     except InputError:

@@ -18,6 +18,14 @@ def check_new(workdir: Path) -> None:
         raise InputError(f"--workdir: {workdir} cannot be made, as {nearest} {what}; name a folder elsewhere")
 
 
+def make_folder(workdir: Path) -> None:
+    """Makes a folder for results, and those above it."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--workdir: {workdir} cannot be made ({error.strerror}); name a folder elsewhere") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes beside `path`, then renames: readers see the old file or the new one."""
     partial = path.with_name(f".{path.name}.partial")

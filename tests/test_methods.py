@@ -167,7 +167,8 @@ def test_global_and_personal_models(frozen, batch):
     np.testing.assert_array_equal(local.global_logits(batch.features, frozen), zero_shot)
     both = method("fedrsclip", frozen)
     alone = frozen.scale * batch.features @ encode(frozen, both.shared[...]).T
-    np.testing.assert_allclose(both.global_logits(batch.features, frozen), alone, rtol=1e-6)
+    # Compiled whole and operation by operation: fp32 rounding of features, times the scale of about 14.
+    np.testing.assert_allclose(both.global_logits(batch.features, frozen), alone, atol=1e-5)
 
 
 def test_weights_scale_their_terms(frozen, batch):

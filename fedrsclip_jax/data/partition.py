@@ -78,6 +78,7 @@ class Partition:
         try:
             with os.fdopen(handle, "wb") as file:
                 np.savez(file, **{name: getattr(self, name) for name in _FIELDS})
+            os.chmod(temporary, 0o644)  # temporary files are readable for their owner alone
             os.replace(temporary, path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
