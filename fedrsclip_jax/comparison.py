@@ -44,7 +44,8 @@ def compare(config: Config, workdir: Path, progress: Progress) -> dict[str, Any]
     check_new(workdir)
     if config.cohort > config.partition.clients:
         raise InputError(
-            f"cohort = {config.cohort} of partition.clients = {config.partition.clients}; use at most that, or 0 for all"
+            f"cohort = {config.cohort} of partition.clients = {config.partition.clients}; use at most that, or 0 for "
+            "everyone"
         )
     task = load_task(config)
     # What does not fit is refused before the images are encoded, which can take long.

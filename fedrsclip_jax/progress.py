@@ -1,10 +1,8 @@
 """What a person sees while a run works: a live bar in a terminal, a plain line now and then elsewhere."""
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -25,11 +23,11 @@ class Bar:
 
 
 class Progress:
-    """Progress on one stream; quiet=True says nothing."""
+    """Progress on one console, by default standard error; quiet=True says nothing."""
 
-    def __init__(self, *, quiet: bool = False, stream: TextIO | None = None):
+    def __init__(self, *, quiet: bool = False, console: Console | None = None):
         self.quiet = quiet
-        self.console = Console(file=stream or sys.stderr, highlight=False)
+        self.console = console or Console(stderr=True, highlight=False)
 
     def say(self, text: str) -> None:
         """One plain line."""

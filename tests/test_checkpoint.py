@@ -12,7 +12,7 @@ from fedrsclip_jax.federated.population import Population
 
 
 def draw(ids):
-    return {"private": jnp.zeros((len(ids), 2, 3)) + ids[:, None, None]}
+    return {"private": jnp.zeros((len(ids), 2, 3)) + jnp.asarray(ids, jnp.float32)[:, None, None]}
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 import io
 
+from rich.console import Console
+
 from fedrsclip_jax import progress
 from fedrsclip_jax.progress import Progress
 
@@ -12,7 +14,7 @@ class Terminal(io.StringIO):
 
 
 def rounds(stream: io.StringIO, *, quiet: bool = False) -> str:
-    shown = Progress(quiet=quiet, stream=stream)
+    shown = Progress(quiet=quiet, console=Console(file=stream, highlight=False))
     with shown.track("training", 3, unit="rounds") as bar:
         for number in (1, 2, 3):
             bar.advance_to(number, loss=1.23456, clients_per_second=51.0, bytes_sent=2_048_000)

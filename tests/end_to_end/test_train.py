@@ -110,6 +110,7 @@ def test_equal_seeds_give_equal_bits_and_evaluate_gives_the_same_scores(train, c
 
 def test_one_compilation_serves_all_rounds_of_a_run(train):
     flags = ("--config.seeds=1", "--config.baselines=", "--config.cohort=3", "--config.rounds=5")
+    flags += ("--config.local.batch_size=13",)  # a program that no other test has compiled
     before = run_round._cache_size()
     train("run", *flags)
     assert run_round._cache_size() == before + 1
