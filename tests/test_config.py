@@ -160,7 +160,7 @@ def test_groups_and_values_are_not_each_other():
         ("baselines", "(1, 2)", ("holds 1", "names")),
         ("baselines", "(promptfl, local_coop)", ("(promptfl, local_coop)", "a,b,c")),
         ("rounds", "0", ("rounds", "0", "at least 1")),
-        ("dropout", "1.5", ("1.5", "between 0 and 1")),
+        ("dropout", "1.5", ("1.5", "between 0 and 0.99")),
         ("data.test_fraction", "-0.1", ("-0.1", "between 0 and 1")),
         ("partition.alpha", "0", ("partition.alpha", "0.0", "above 0")),
         ("partition.alpha", "-3", ("-3.0", "above 0")),
@@ -256,9 +256,10 @@ def test_shipped_configurations_resolve(name):
 def test_the_default_file_is_the_quickstart_wherever_one_stands(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert configuration.default_file().parts[-2:] == ("configs", "quickstart.py")
+    shipped = configuration.default_file()
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "quickstart.py").touch()
-    assert configuration.default_file() == tmp_path / "configs" / "quickstart.py"  # one's own comes first
+    assert configuration.default_file() == shipped  # a file of that name is not run because one stands beside it
 
 
 # Identity, and what an import costs -------------------------------------------------------------------

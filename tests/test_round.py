@@ -220,9 +220,10 @@ def test_a_round_without_an_answer_leaves_the_state_unchanged(frozen):
 def test_server_optimisers_step_along_the_mean_change(frozen, optimizer):
     overrides = {"server.optimizer": optimizer, "local.batch_size": "16"}
     g = slope(frozen, features=np.ones((len(toy.COUNTS), 16)), **overrides)
-    g.round(1)
-    first = np.asarray(g.server.shared["shared"][...])
-    g.round(2)
+    with jax.numpy_dtype_promotion("standard"):  # Optax's Adam and Yogi raise a float to an integer power
+        g.round(1)
+        first = np.asarray(g.server.shared["shared"][...])
+        g.round(2)
     second = np.asarray(g.server.shared["shared"][...]) - first
     assert (first > 0).all()
     assert (second > 0).all()
