@@ -38,7 +38,7 @@ def by_hand(clip, context, suffixes, before: int) -> list[np.ndarray]:
     """`[SOS] context[:before] name context[before:] . [EOS]` a class, none longer than it is."""
     token, context = np.asarray(clip.text.token[...]), np.asarray(context)
     sequences = []
-    for row, eos in zip(np.asarray(suffixes.tokens), np.asarray(suffixes.eos), strict=True):
+    for row, eos in zip(np.asarray(suffixes.rows), np.asarray(suffixes.eos), strict=True):
         name, stop, end = token[row[: eos - 1]], token[row[eos - 1 : eos]], token[row[eos : eos + 1]]
         start = token[clip.text.sos_id][None]
         sequences.append(np.concatenate([start, context[:before], name, context[before:], stop, end]))
@@ -51,7 +51,7 @@ def test_interleaved_sequences_are_those_written_by_hand(parts, length):
     context = context_of(clip, length)
     for before in (0, length // 2, length):
         sequences, eos = interleave(clip.text, context, suffixes, before)
-        assert sequences.shape == (len(NAMES), 1 + length + suffixes.tokens.shape[1], clip.text.width)
+        assert sequences.shape == (len(NAMES), 1 + length + suffixes.path.shape[1], clip.text.width)
         for sequence, expected, end in zip(
             np.asarray(sequences), by_hand(clip, context, suffixes, before), eos, strict=True
         ):
@@ -86,11 +86,15 @@ def test_class_positions_differ_and_all_have_gradients(parts):
 
 
 @pytest.mark.parametrize("position", CLASS_POSITIONS)
-def test_encode_under_vmap(parts, position):
+def test_encode_several_contexts_and_under_vmap(parts, position):
     backbone = bind(parts, position)
     contexts = jnp.stack([context_of(parts[0], 5), -context_of(parts[0], 5)])
-    together = jax.jit(lambda backbone, contexts: jax.vmap(backbone.encode)(contexts))(backbone, contexts)
-    np.testing.assert_allclose(together, jnp.stack([encode(backbone, c) for c in contexts]), rtol=0, atol=1e-5)
+    one_by_one = jnp.stack([encode(backbone, c) for c in contexts])
+    lanes = jax.jit(lambda backbone, contexts: jax.vmap(backbone.encode)(contexts))(backbone, contexts)
+    for together in (encode(backbone, contexts), lanes):
+        assert together.shape == (2, len(NAMES), 16)
+        # The same sums in other shapes, through two layers in fp32.
+        np.testing.assert_allclose(together, one_by_one, rtol=0, atol=1e-5)
 
 
 def test_scale(parts):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from fedrsclip_jax.clip.huggingface import load_clip, save_clip
-from fedrsclip_jax.clip.model import CLIP
+from fedrsclip_jax.clip.model import CLIP, ROWS_IN_CACHE
 from fedrsclip_jax.clip.tokenizer import TEMPLATE, load_tokenizer, tokenize
 
 torch = pytest.importorskip("torch", reason="parity is with PyTorch, which is not installed")
@@ -165,3 +165,13 @@ def test_legacy_eos_token_id_reads_where_transformers_reads(tmp_path):
     pixels = np.zeros((1, 40, 40, 3), np.float32)
     text, _, _ = outputs(model, ids, pixels)
     np.testing.assert_allclose(np.asarray(encode_text(clip, ids)), text, rtol=0, atol=NEAR)
+
+
+@pytest.mark.parametrize("count", [1, 48, 100])
+def test_images_a_few_at_a_time_are_those_of_one_batch(tiny_folder, count):
+    clip, config = load_clip(tiny_folder)
+    assert 1 < ROWS_IN_CACHE // clip.vision.position.shape[0] < 48
+    pixels = np.random.default_rng(0).normal(size=(count, config.image_size, config.image_size, 3)).astype(np.float32)
+    together, in_turns = encode_image(clip, pixels), jax.jit(CLIP.encode_images)(clip, pixels)
+    # The same sums in products of another size.
+    np.testing.assert_allclose(np.asarray(in_turns), np.asarray(together), rtol=0, atol=NEAR)

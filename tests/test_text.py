@@ -8,7 +8,8 @@ from flax import nnx
 
 from fedrsclip_jax.clip.huggingface import load_clip
 from fedrsclip_jax.clip.model import unit
-from fedrsclip_jax.clip.text import Suffixes, TextTower
+from fedrsclip_jax.clip.suffixes import Suffixes, pack
+from fedrsclip_jax.clip.text import TextTower
 from fedrsclip_jax.clip.transformer import TowerConfig
 
 # (context tokens, tokens of each name with its full stop). EOS follows, so a row has one token more.
@@ -22,7 +23,13 @@ CASES = [
 RELATIVE = 1e-4
 
 
-prompted, read = jax.jit(TextTower.prompted), jax.jit(TextTower.__call__)
+read = jax.jit(TextTower.__call__)
+
+
+@jax.jit
+def prompted(tower: TextTower, context, suffixes: Suffixes, transposed=None):
+    """The shared-prefix path for one context."""
+    return tower.prompted(context[None], suffixes, transposed)[0]
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +37,14 @@ def tower(tiny_folder) -> TextTower:
     return load_clip(tiny_folder)[0].text
 
 
-def random_suffixes(lengths: tuple[int, ...], tower: TextTower, padding: int = 0, seed: int = 0) -> Suffixes:
-    """Rows of random words that end in EOS, with random words behind it."""
+def random_rows(lengths: tuple[int, ...], tower: TextTower, seed: int = 0) -> list[list[int]]:
+    """Random words, and EOS behind them."""
     rng = np.random.default_rng(seed)
-    tokens = rng.integers(2, tower.token.shape[0], (len(lengths), max(lengths) + 1 + padding), np.int32)
-    tokens[np.arange(len(lengths)), lengths] = tower.eos_id
-    return Suffixes(jnp.asarray(tokens), jnp.asarray(lengths, jnp.int32))
+    return [[*rng.integers(2, tower.token.shape[0] - 4, length).tolist(), tower.eos_id] for length in lengths]
+
+
+def random_suffixes(lengths: tuple[int, ...], tower: TextTower) -> Suffixes:
+    return pack(random_rows(lengths, tower))
 
 
 def context_of(tower: TextTower, length: int, seed: int = 0):
@@ -44,10 +53,10 @@ def context_of(tower: TextTower, length: int, seed: int = 0):
 
 def written_out(tower: TextTower, context, suffixes: Suffixes, length: int | None = None):
     """`[SOS] context name . [EOS]` a class, each a whole sequence, through the plain path."""
-    token, classes = tower.token[...], suffixes.tokens.shape[0]
+    token, classes = tower.token[...], suffixes.path.shape[0]
     first = jnp.concatenate([token[tower.sos_id][None], context])
     first = jnp.broadcast_to(first, (classes, *first.shape))
-    sequence = jnp.concatenate([first, token[suffixes.tokens]], axis=1)
+    sequence = jnp.concatenate([first, token[suffixes.rows]], axis=1)
     if length is not None:
         filler = jnp.broadcast_to(token[tower.eos_id], (classes, length - sequence.shape[1], tower.width))
         sequence = jnp.concatenate([sequence, filler], axis=1)
@@ -79,7 +88,7 @@ def assert_near(actual, expected, relative: float = RELATIVE):
 @pytest.mark.parametrize(("context", "lengths"), CASES)
 def test_shared_prefix_equals_plain(tower, context, lengths):
     suffixes, prompt = random_suffixes(lengths, tower), context_of(tower, context)
-    features, gradient = value_and_gradient(TextTower.prompted, tower, prompt, suffixes)
+    features, gradient = value_and_gradient(prompted, tower, prompt, suffixes)
     expected, expected_gradient = value_and_gradient(written_out, tower, prompt, suffixes)
     assert_near(features, expected)
     assert_near(gradient, expected_gradient)
@@ -90,7 +99,7 @@ def test_shared_prefix_equals_plain(tower, context, lengths):
 
 def test_shared_prefix_equals_plain_padded_to_all_positions(tower):
     suffixes, prompt = random_suffixes((2, 6, 3), tower), context_of(tower, 16)
-    features, gradient = value_and_gradient(TextTower.prompted, tower, prompt, suffixes)
+    features, gradient = value_and_gradient(prompted, tower, prompt, suffixes)
     padded = lambda tower, context, suffixes: written_out(tower, context, suffixes, 77)  # noqa: E731
     expected, expected_gradient = value_and_gradient(padded, tower, prompt, suffixes)
     assert_near(features, expected)
@@ -101,21 +110,83 @@ def test_shared_prefix_equals_plain_at_real_width():
     config = TowerConfig(width=512, layers=2, heads=8, mlp_width=2048)
     tower = TextTower(config, vocabulary=100, positions=40, embed=512, sos_id=0, eos_id=1, rngs=nnx.Rngs(3))
     suffixes, prompt = random_suffixes((3, 5, 2, 4), tower), 0.02 * context_of(tower, 16)
-    features, gradient = value_and_gradient(TextTower.prompted, tower, prompt, suffixes)
+    features, gradient = value_and_gradient(prompted, tower, prompt, suffixes)
     expected, expected_gradient = value_and_gradient(written_out, tower, prompt, suffixes)
     assert_near(features, expected)
     assert_near(gradient, expected_gradient)
 
 
-def test_under_vmap_over_contexts(tower):
-    suffixes = random_suffixes((2, 4, 3), tower)
-    prompts = jnp.stack([context_of(tower, 4, seed) for seed in range(2)])
+BEGINNINGS = {
+    "shared": [[5, 6, 7, 300], [5, 6, 8, 9, 300], [5, 10, 300], [11, 300]],
+    "one begins the other": [[5, 300], [5, 6, 300], [5, 6, 7, 300]],
+    "equal names": [[5, 6, 300], [7, 300], [5, 6, 300]],
+    "equal words behind other words": [[5, 8, 9, 300], [6, 8, 9, 300]],
+    "one class": [[5, 6, 300]],
+    "one token": [[300]],
+}
 
-    def together(tower, contexts, suffixes):
-        return jax.vmap(lambda context: tower.prompted(context, suffixes))(contexts)
+
+@pytest.mark.parametrize("rows", BEGINNINGS.values(), ids=BEGINNINGS.keys())
+def test_names_that_begin_alike(tower, rows):
+    rows = [[tower.eos_id if token == 300 else token for token in row] for row in rows]
+    suffixes, prompt = pack(rows), context_of(tower, 4)
+    assert suffixes.tokens.size == len({tuple(row[:end]) for row in rows for end in range(1, len(row) + 1)})
+    features, gradient = value_and_gradient(prompted, tower, prompt, suffixes)
+    expected, expected_gradient = value_and_gradient(written_out, tower, prompt, suffixes)
+    assert_near(features, expected)
+    assert_near(gradient, expected_gradient)
+
+
+@pytest.mark.parametrize("contexts", [1, 2])
+def test_names_in_several_blocks(tower, contexts):
+    rows = random_rows((2, 5, 3, 1, 4, 2, 7, 3, 2, 2, 6), tower)
+    rows += [[*row[:1], *other] for row, other in zip(rows, random_rows((1, 2, 3), tower, seed=1), strict=False)]
+    one, several = pack(rows), pack(rows, nodes_a_block=14)
+    assert len(one.tokens) == 1
+    assert len(several.tokens) >= 3
+    np.testing.assert_array_equal(one.rows, several.rows)
+    prompts = jnp.stack([context_of(tower, 4, seed) for seed in range(contexts)])
+    features, gradient = value_and_gradient(TextTower.prompted, tower, prompts, several)
+    expected, expected_gradient = value_and_gradient(TextTower.prompted, tower, prompts, one)
+    assert_near(features, expected)
+    assert_near(gradient, expected_gradient)
+
+
+def test_blocks_are_about_even_and_hold_whole_names(tower):
+    rows = random_rows((3,) * 100, tower)
+    suffixes = pack(rows, nodes_a_block=64)
+    blocks, nodes = suffixes.tokens.shape
+    assert blocks == 7  # 400 nodes or a few less
+    assert nodes <= 64
+    assert blocks * nodes < 1.1 * 400
+    assert np.all(np.asarray(suffixes.path // nodes) == np.asarray(suffixes.path[:, :1] // nodes))
+
+
+def test_several_contexts_at_once(tower):
+    suffixes = random_suffixes((2, 4, 3), tower)
+    prompts = jnp.stack([context_of(tower, 4, seed) for seed in range(3)])
 
     def one_by_one(tower, contexts, suffixes):
         return jnp.stack([written_out(tower, context, suffixes) for context in contexts])
+
+    features, gradient = value_and_gradient(TextTower.prompted, tower, prompts, suffixes)
+    expected, expected_gradient = value_and_gradient(one_by_one, tower, prompts, suffixes)
+    assert_near(features, expected)
+    assert_near(gradient, expected_gradient)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_under_vmap_over_lanes(tower, turned):
+    """A lane has several contexts; lanes share names and weights."""
+    suffixes = random_suffixes((2, 4, 3), tower)
+    prompts = jnp.stack([context_of(tower, 4, seed) for seed in range(6)]).reshape(3, 2, 4, -1)
+
+    def together(tower, lanes, suffixes):
+        transposed = tower.transposed() if turned else None
+        return jax.vmap(lambda contexts: tower.prompted(contexts, suffixes, transposed))(lanes)
+
+    def one_by_one(tower, lanes, suffixes):
+        return jnp.stack([jnp.stack([written_out(tower, c, suffixes) for c in contexts]) for contexts in lanes])
 
     features, gradient = value_and_gradient(together, tower, prompts, suffixes)
     expected, expected_gradient = value_and_gradient(one_by_one, tower, prompts, suffixes)
@@ -123,15 +194,37 @@ def test_under_vmap_over_contexts(tower):
     assert_near(gradient, expected_gradient)
 
 
+def plain_rows(tower, context, suffixes, transposed=None):
+    rows = jnp.broadcast_to(context, (3, *context.shape))
+    return tower.plain(rows, jnp.asarray([3, 1, 2]), transposed)
+
+
+@pytest.mark.parametrize("path", [prompted, plain_rows])
+def test_matrices_turned_round_change_nothing(tower, path):
+    suffixes, prompt = random_suffixes((2, 5, 3), tower), context_of(tower, 4)
+    turned = lambda tower, *arguments: path(tower, *arguments, tower.transposed())  # noqa: E731
+    features, gradient = value_and_gradient(turned, tower, prompt, suffixes)
+    expected, expected_gradient = value_and_gradient(path, tower, prompt, suffixes)
+    assert_near(features, expected)
+    assert_near(gradient, expected_gradient)
+
+
 def test_what_stands_behind_eos_changes_nothing(tower):
     """Exactly: masked weights are zero, and zero times any finite value adds nothing."""
-    prompt, lengths = context_of(tower, 4), (2, 5, 3)
-    one, other = (random_suffixes(lengths, tower, padding=2, seed=seed) for seed in (0, 1))
-    behind = np.arange(one.tokens.shape[1])[None] > np.asarray(one.eos)[:, None]
-    other = Suffixes(jnp.where(behind, other.tokens, one.tokens), one.eos)
-    assert np.any(one.tokens != other.tokens)
-    np.testing.assert_array_equal(prompted(tower, prompt, one), prompted(tower, prompt, other))
-    np.testing.assert_array_equal(read(tower, one.tokens), read(tower, other.tokens))
+    one = np.asarray([[0, 5, 6, tower.eos_id, 7, 8], [0, 5, 6, 7, 8, tower.eos_id]], np.int32)
+    other = one.copy()
+    other[0, 4:] = 11, tower.eos_id
+    np.testing.assert_array_equal(read(tower, one), read(tower, other))
+
+
+def test_filler_changes_nothing(tower):
+    """Blocks are filled up to one size; nobody sees what stands there."""
+    prompt, suffixes = context_of(tower, 4), pack(random_rows((2, 5, 3), tower), nodes_a_block=7)
+    used = np.zeros(suffixes.tokens.size, bool)
+    used[np.asarray(suffixes.path)] = True
+    assert not used.all()
+    other = suffixes._replace(tokens=jnp.where(used.reshape(suffixes.tokens.shape), suffixes.tokens, 9))
+    np.testing.assert_array_equal(prompted(tower, prompt, suffixes), prompted(tower, prompt, other))
 
 
 def test_features_are_read_at_the_first_eos(tower):
@@ -143,8 +236,9 @@ def test_features_are_read_at_the_first_eos(tower):
 
 
 def test_classes_do_not_see_each_other(tower):
-    prompt, suffixes = context_of(tower, 4), random_suffixes((3, 3, 3), tower)
-    changed = Suffixes(suffixes.tokens.at[1, 0].set((suffixes.tokens[1, 0] + 1) % 300), suffixes.eos)
+    prompt, rows = context_of(tower, 4), random_rows((3, 3, 3), tower)
+    suffixes = pack(rows)
+    changed = suffixes._replace(tokens=suffixes.tokens.at[0, suffixes.path[1, 0]].set(rows[1][0] + 1))
     before, after = (np.asarray(prompted(tower, prompt, s)) for s in (suffixes, changed))
     np.testing.assert_array_equal(before[[0, 2]], after[[0, 2]])
     assert np.abs(before[1] - after[1]).max() > 1e-3
@@ -152,11 +246,11 @@ def test_classes_do_not_see_each_other(tower):
 
 def test_bfloat16_weights_give_nearby_features(tiny_folder, tower):
     suffixes, prompt = random_suffixes((2, 5, 3), tower), context_of(tower, 4)
-    wide, wide_gradient = value_and_gradient(TextTower.prompted, tower, prompt, suffixes)
+    wide, wide_gradient = value_and_gradient(prompted, tower, prompt, suffixes)
     # flax's LayerNorm itself mixes bfloat16 with float32.
     with jax.numpy_dtype_promotion("standard"):
         half = load_clip(tiny_folder, "bfloat16")[0].text
-        features, gradient = value_and_gradient(TextTower.prompted, half, prompt, suffixes)
+        features, gradient = value_and_gradient(prompted, half, prompt, suffixes)
     assert half.token.dtype == jnp.bfloat16
     assert features.dtype == gradient.dtype == jnp.float32
     # bfloat16 keeps 8 bits, an error of 2^-9 a rounding; about a dozen roundings follow each other in 2 layers.

@@ -26,7 +26,7 @@ def pair(request, tiny_folder):
 def test_suffixes_end_in_a_full_stop_and_eos(pair):
     tokenizer, config = pair
     made = suffixes(tokenizer, NAMES, config, 4)
-    tokens, eos = np.asarray(made.tokens), np.asarray(made.eos)
+    tokens, eos = np.asarray(made.rows), np.asarray(made.eos)
     assert tokens.shape == (len(NAMES), max(eos) + 1)
     for name, row, end in zip(NAMES, tokens, eos, strict=True):
         assert row[:end].tolist() == words(tokenizer, f"{name}.")
@@ -39,7 +39,7 @@ def test_no_letter_of_a_name_is_lost(pair):
     """Accents and other scripts are spelt in bytes, never replaced by an unknown token."""
     tokenizer, config = pair
     made = suffixes(tokenizer, NAMES, config, 4)
-    for name, row, end in zip(NAMES, np.asarray(made.tokens), np.asarray(made.eos), strict=True):
+    for name, row, end in zip(NAMES, np.asarray(made.rows), np.asarray(made.eos), strict=True):
         spelt = tokenizer.decode(row[:end], clean_up_tokenization_spaces=False)
         assert "".join(spelt.split()) == "".join(f"{name}.".lower().split())
 
@@ -82,7 +82,7 @@ def test_too_long_a_context_says_what_fits(pair, refused):
         suffixes(tokenizer, names, config, room + 3)
     with refused(f"at most {room}"):
         suffixes(tokenizer, names, config, room + 1)
-    assert suffixes(tokenizer, names, config, room).tokens.shape[0] == 2
+    assert suffixes(tokenizer, names, config, room).path.shape[0] == 2
 
 
 def test_too_long_a_name(pair, refused):

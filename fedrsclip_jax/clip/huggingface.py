@@ -249,18 +249,29 @@ def load_clip(folder: Path, dtype: str = "float32") -> tuple[CLIP, CLIPConfig]:
 
 def save_clip(clip: CLIP, config: CLIPConfig, folder: Path, dtype: str = "float32") -> None:
     """Writes `config.json` and `model.safetensors`, which `transformers.CLIPModel.from_pretrained` loads."""
+    _save(clip, list(tensors(config)), _config_json(config, dtype), folder, dtype)
+
+
+def save_image_tower(clip: CLIP, config: CLIPConfig, folder: Path, dtype: str = "float32") -> None:
+    """Likewise the image tower alone, for `transformers.CLIPVisionModelWithProjection.from_pretrained`."""
+    tower = _config_json(config, dtype)["vision_config"]
+    written = {"architectures": ["CLIPVisionModelWithProjection"], "dtype": dtype, **tower}
+    _save(clip, [tensor for tensor in tensors(config) if tensor.path[0] == "vision"], written, folder, dtype)
+
+
+def _save(clip: CLIP, table: list[Tensor], config: dict, folder: Path, dtype: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     _, state = nnx.split(clip)
-    flat = {tuple(path): np.asarray(variable[...], np.float32) for path, variable in nnx.to_flat_state(state)}
+    flat = {tuple(path): variable for path, variable in nnx.to_flat_state(state)}
     written = {}
-    for tensor in tensors(config):
-        joined = flat[tensor.path]
+    for tensor in table:
+        joined = np.asarray(flat[tensor.path][...], np.float32)
         parts = [joined] if len(tensor.names) == 1 else np.split(joined, len(tensor.names), axis=-1)
         for name, part in zip(tensor.names, parts, strict=True):
             written[name] = np.ascontiguousarray(tensor.to_file(part)).astype(dtype).reshape(tensor.shape)
     save_file(written, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / WEIGHTS).chmod(0o644)  # safetensors leaves it readable for the owner alone
-    (folder / "config.json").write_text(json.dumps(_config_json(config, dtype), indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def weights_digest(folder: Path) -> str:

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
 from fedrsclip_jax.clip.model import CLIPConfig
-from fedrsclip_jax.clip.text import Suffixes
+from fedrsclip_jax.clip.suffixes import Suffixes, pack
 from fedrsclip_jax.errors import InputError
 
 TEMPLATE = "a satellite photo of a {}."
@@ -85,7 +84,4 @@ def suffixes(
             f"method.context_tokens: {twice}{context} in front of {class_names[longest]!r} make {needed} tokens; this "
             f"CLIP reads {config.positions}; {remedy}"
         )
-    tokens = np.full((len(rows), len(rows[longest]) + 1), config.eos_id, np.int32)
-    for i, row in enumerate(rows):
-        tokens[i, : len(row)] = row
-    return Suffixes(jnp.asarray(tokens), jnp.asarray([len(row) for row in rows], jnp.int32))
+    return pack([[*row, config.eos_id] for row in rows])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,43 @@ def exact_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 ACTIVATIONS: dict[str, Callable] = {"quick_gelu": quick_gelu, "gelu": exact_gelu}
 
 
+class Transposed(NamedTuple):
+    """The matrices of a frozen block turned round, for the products of its backward pass."""
+
+    qkv: Float[Array, "qkv width"]
+    out: Float[Array, "width width"]
+    mlp_in: Float[Array, "mlp width"]
+    mlp_out: Float[Array, "width mlp"]
+
+
+@jax.custom_vjp
+def frozen_product(
+    x: Float[Array, "rows inputs"], kernel: Float[Array, "inputs outputs"], transposed: Float[Array, "outputs inputs"]
+) -> Float[Array, "rows outputs"]:
+    """x @ kernel of a kernel that takes no gradient, whose backward product reads the kernel turned round.
+
+    A product with few rows spends a good part of its time on bringing the kernel into order, and on a CPU this costs
+    up to twice the product itself if the kernel lies the wrong way.
+    """
+    return x @ kernel
+
+
+frozen_product.defvjp(
+    lambda x, kernel, transposed: (x @ kernel, transposed),
+    lambda transposed, gradient: (gradient @ transposed, None, None),
+)
+
+
+def linear(
+    layer: nnx.Linear, x: Float[Array, "*batch inputs"], transposed: Float[Array, "outputs inputs"] | None
+) -> Float[Array, "*batch outputs"]:
+    """The layer's output; with its kernel turned round the layer is frozen and `x` a matrix."""
+    if transposed is None:
+        return layer(x)
+    product = frozen_product(x, layer.kernel[...], transposed)
+    return product if layer.bias is None else product + layer.bias[...][None]
+
+
 class Block(nnx.Module):
     """Attention and MLP, each behind a layer normalisation and a residual connection.
 
@@ -64,50 +102,93 @@ class Block(nnx.Module):
         )
         self.mlp_out = nnx.Linear(config.mlp_width, width, kernel_init=nnx.initializers.normal(residual_std), rngs=rngs)
 
+    def transposed(self) -> Transposed:
+        """Copies for the backward pass of a block that is frozen."""
+        layers = (self.qkv, self.out, self.mlp_in, self.mlp_out)
+        return Transposed(*(jnp.array(layer.kernel[...].T) for layer in layers))
+
     def heads_of(
-        self, x: Float[Array, "*batch width"]
+        self, x: Float[Array, "*batch width"], transposed: Transposed | None = None
     ) -> tuple[
         Float[Array, "*batch heads head"],
         Float[Array, "*batch heads head"],
         Float[Array, "*batch heads head"],
     ]:
-        """Normalised queries, keys and values of tokens; queries already carry 1/sqrt(head)."""
-        q, k, v = jnp.split(self.qkv(self.norm_attention(x)), 3, axis=-1)
-        q, k, v = (t.reshape(*t.shape[:-1], self.heads, -1) for t in (q, k, v))
+        """Normalised queries, keys and values of tokens; queries already carry 1/sqrt(head).
+
+        With `transposed`, here and in `finish`, the block is frozen and `x` is a matrix.
+        """
+        fused = linear(self.qkv, self.norm_attention(x), transposed and transposed.qkv)
+        q, k, v = (t.reshape(*t.shape[:-1], self.heads, -1) for t in jnp.split(fused, 3, axis=-1))
         return q * q.shape[-1] ** -0.5, k, v
 
-    def mlp(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
-        return self.mlp_out(ACTIVATIONS[self.activation](self.mlp_in(self.norm_mlp(x))))
+    def mlp(
+        self, x: Float[Array, "*batch width"], transposed: Transposed | None = None
+    ) -> Float[Array, "*batch width"]:
+        hidden = ACTIVATIONS[self.activation](linear(self.mlp_in, self.norm_mlp(x), transposed and transposed.mlp_in))
+        return linear(self.mlp_out, hidden, transposed and transposed.mlp_out)
 
     def finish(
-        self, x: Float[Array, "*batch width"], attended: Float[Array, "*batch heads head"]
+        self,
+        x: Float[Array, "*batch width"],
+        attended: Float[Array, "*batch heads head"],
+        transposed: Transposed | None = None,
     ) -> Float[Array, "*batch width"]:
         """The block's output, given its input and what its attention gathered."""
-        x = x + self.out(attended.reshape(x.shape))
-        return x + self.mlp(x)
+        x = x + linear(self.out, attended.reshape(x.shape), transposed and transposed.out)
+        return x + self.mlp(x, transposed)
 
     def __call__(
-        self, x: Float[Array, "batch tokens width"], mask: Bool[Array, "tokens tokens"] | None = None
+        self,
+        x: Float[Array, "batch tokens width"],
+        mask: Bool[Array, "tokens tokens"] | None = None,
+        transposed: Transposed | None = None,
     ) -> Float[Array, "batch tokens width"]:
         # Dense layers see one matrix of all tokens: with a batch axis XLA's CPU backend takes 1.7 x as long for
         # their gradients. Only attention needs to know which token is whose.
         flat = x.reshape(-1, x.shape[-1])
-        q, k, v = (t.reshape(*x.shape[:2], *t.shape[1:]) for t in self.heads_of(flat))
+        q, k, v = (t.reshape(*x.shape[:2], *t.shape[1:]) for t in self.heads_of(flat, transposed))
         attended = attend(q, k, v, mask)
-        return self.finish(flat, attended.reshape(-1, *attended.shape[2:])).reshape(x.shape)
+        return self.finish(flat, attended.reshape(-1, *attended.shape[2:]), transposed).reshape(x.shape)
+
+    def first(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch width"]:
+        """The output at the first token alone: the others' queries, outputs and MLP are left out."""
+        batch, _, width = x.shape
+        normed = self.norm_attention(x)
+        kernel, bias = self.qkv.kernel[...], jnp.asarray(self.qkv.bias)
+        q = normed[:, 0] @ kernel[:, :width] + bias[None, :width]
+        k, v = jnp.split(normed.reshape(-1, width) @ kernel[:, width:] + bias[None, width:], 2, axis=-1)
+        q, k, v = (t.reshape(batch, -1, self.heads, width // self.heads) for t in (q, k, v))
+        return self.finish(x[:, 0], attend(q * q.shape[-1] ** -0.5, k, v)[:, 0])
 
 
 def attend(
     q: Float[Array, "batch queries heads head"],
     k: Float[Array, "batch keys heads head"],
     v: Float[Array, "batch keys heads head"],
-    mask: Bool[Array, "queries keys"] | None = None,
+    mask: Bool[Array, "*batch queries keys"] | None = None,
 ) -> Float[Array, "batch queries heads head"]:
     """Softmax attention; where `mask` is False a query does not see a key. Softmax in fp32."""
-    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
+    batch, queries, heads, _ = q.shape
+    # One axis for batch and heads: XLA's CPU backend takes several times as long for sums over arrays of four axes.
+    q, k, v = (t.transpose(0, 2, 1, 3).reshape(batch * heads, *t.shape[1::2]) for t in (q, k, v))
+    logits = jnp.einsum("nqd,nkd->nqk", q, k, preferred_element_type=jnp.float32)
     if mask is not None:
-        logits = jnp.where(mask[None, None], logits, -jnp.inf)
-    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits, axis=-1).astype(v.dtype), v)
+        mask = mask[None, None] if mask.ndim == 2 else mask[:, None]
+        mask = jnp.broadcast_to(mask, (batch, heads, *mask.shape[2:])).reshape(logits.shape)
+        logits = jnp.where(mask, logits, -jnp.inf)
+    attended = jnp.einsum("nqk,nkd->nqd", softmax(logits).astype(v.dtype), v)
+    return attended.reshape(batch, heads, queries, -1).transpose(0, 2, 1, 3)
+
+
+def softmax(logits: Float[Array, "*rows choices"]) -> Float[Array, "*rows choices"]:
+    """Over the last axis.
+
+    Written with a reciprocal, as XLA would do it too, but by its choice in one program and not in another: a division
+    would make the last bits of a round depend on whether there are several devices.
+    """
+    raised = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
+    return raised * (1 / jnp.sum(raised, axis=-1, keepdims=True))
 
 
 def causal_mask(tokens: int) -> Bool[Array, "tokens tokens"]:

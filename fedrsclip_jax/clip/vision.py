@@ -33,6 +33,7 @@ class VisionTower(nnx.Module):
         x = self.patch(patches.reshape(n, -1, 3 * size**2).astype(kernel.dtype))
         first = jnp.broadcast_to(self.class_token[...], (n, 1, x.shape[-1]))
         x = self.norm_pre(jnp.concatenate([first, x], axis=1) + self.position[...][None])
-        for block in self.blocks:
+        *blocks, last = self.blocks
+        for block in blocks:
             x = block(x)
-        return self.projection(self.norm_post(x[:, 0])).astype(jnp.float32)
+        return self.projection(self.norm_post(last.first(x))).astype(jnp.float32)
