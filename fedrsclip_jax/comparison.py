@@ -10,13 +10,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fedrsclip_jax import experiment
-from fedrsclip_jax.config import Config, to_dict
+from fedrsclip_jax import distributed, experiment
+from fedrsclip_jax.config import Config, digest, to_dict
+from fedrsclip_jax.data.sources import fingerprint
 from fedrsclip_jax.errors import InputError
-from fedrsclip_jax.federated.round import make_mesh
+from fedrsclip_jax.federated.mesh import make_mesh
 from fedrsclip_jax.files import check_new, write_json
 from fedrsclip_jax.methods import find_method
 from fedrsclip_jax.progress import Progress
+from fedrsclip_jax.prompts import imported
 from fedrsclip_jax.report.page import write_report
 from fedrsclip_jax.task import divide, encode_images, load_task
 
@@ -41,19 +43,23 @@ def compare(config: Config, workdir: Path, progress: Progress) -> dict[str, Any]
     names = [*dict.fromkeys((*config.baselines, config.method.name))]
     for name in names:
         find_method(name, "method.name" if name == config.method.name else "baselines")
-    check_new(workdir)
-    if config.cohort > config.partition.clients:
-        raise InputError(
-            f"cohort = {config.cohort} of partition.clients = {config.partition.clients}; use at most that, or 0 for "
-            "everyone"
-        )
-    task = load_task(config)
-    # What does not fit is refused before the images are encoded, which can take long.
-    for seed in range(config.seed, config.seed + config.seeds):
-        divide(dataclasses.replace(config, seed=seed), task)
-    task.backbone(config.method)
-    task.context_start(config.method)
-    make_mesh(config.spmd.devices)
+    with distributed.together():
+        check_new(workdir)
+        if config.cohort > config.partition.clients:
+            raise InputError(
+                f"cohort = {config.cohort} of partition.clients = {config.partition.clients}; use at most that, or 0 "
+                "for everyone"
+            )
+        task = load_task(config)
+        # What does not fit is refused before the images are encoded, which can take long.
+        for seed in range(config.seed, config.seed + config.seeds):
+            divide(dataclasses.replace(config, seed=seed), task)
+        task.backbone(config.method)
+        task.context_start(config.method)
+        imported(config, task.clip_config)
+        make_mesh(config.spmd.devices)
+        held = {"configuration": digest(config), "backbone": task.digest, "data.source": fingerprint(task.source)}
+    distributed.check_same(held)
     began = time.perf_counter()
     features = encode_images(config, task, progress)
     encode_seconds = time.perf_counter() - began
@@ -67,7 +73,8 @@ def compare(config: Config, workdir: Path, progress: Progress) -> dict[str, Any]
             first = name == config.method.name and seed == config.seed
             folder = workdir if first else workdir / "compared" / f"{name}-seed{seed}"
             summaries[name].append(experiment.run(alone, task, features, folder, progress, encode_seconds))
-            write_report(folder)
+            if distributed.first():
+                write_report(folder)
             encode_seconds = 0.0  # it was spent once
     result = {"config": to_dict(config), **tabulate(summaries, config.method.name)}
     write_json(workdir / "comparison.json", result)

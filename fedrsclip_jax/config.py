@@ -22,6 +22,7 @@ from fedrsclip_jax.errors import InputError
 
 T = TypeVar("T")
 MAX_SEED = 2**31 - 1
+MAX_CLIENTS = 2**31 - 1
 
 
 @typing.runtime_checkable
@@ -74,11 +75,16 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class PartitionConfig:
-    kind: str = key("dirichlet", "how images fall to clients", among=("iid", "dirichlet", "classes", "domain"))
-    clients: int = key(10, "institutions in the federation; 1 is centralised training", low=1)
-    alpha: float = key(0.1, "concentration of `dirichlet`; small is uneven", above=0.0)
+    kind: str = key(
+        "dirichlet",
+        "how images fall to clients; each has one owner, but clients of `virtual` share them and may be a billion",
+        among=("iid", "dirichlet", "classes", "domain", "virtual"),
+    )
+    clients: int = key(10, "institutions in the federation; 1 is centralised training", low=1, high=MAX_CLIENTS)
+    alpha: float = key(0.1, "concentration of `dirichlet` and `virtual`; small is uneven", above=0.0)
     classes_per_client: int = key(2, "of `classes`", low=1)
-    min_examples: int = key(8, "training images every client has at least", low=1)
+    min_examples: int = key(8, "training images every client has at least; not of `virtual`", low=1)
+    examples_per_client: int = key(32, "training images of every client of `virtual`", low=1)
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,15 @@ class LocalConfig:
 
 @dataclass(frozen=True)
 class ServerConfig:
-    aggregator: str = key("mean", "of the clients' changes, weighted by their images", among=("mean",))
+    aggregator: str = key(
+        "mean",
+        "of the clients' changes; the means weight them by images, the others treat clients alike",
+        among=("mean", "norm_clipped_mean", "median", "trimmed_mean", "krum", "multi_krum"),
+    )
+    faulty: int = key(1, "clients of a cohort that may be faulty, of `krum` and `multi_krum`", low=0)
+    trim: float = key(0.1, "share of clients cut at each end, of `trimmed_mean`", low=0.0, high=0.49)
+    client_norm: float = key(0.0, "longest change of one client (L2), of `norm_clipped_mean`", low=0.0)
+    clip_norm: float = key(0.0, "longest average change (L2), of any aggregator; 0 is no limit", low=0.0)
     optimizer: str = key("sgd", "applied to the average; sgd at 1 is FedAvg", among=("sgd", "momentum", "adam", "yogi"))
     learning_rate: float = key(1.0, "of the server", low=0.0)
 
@@ -115,6 +129,9 @@ class ServerConfig:
 @dataclass(frozen=True)
 class EvalConfig:
     every: int = key(5, "rounds between evaluations; the last round is always one", low=1)
+    clients: int = key(
+        0, "clients that are scored, a seeded sample; 0 is everyone, of `virtual` at most 10,000 that take part", low=0
+    )
     split: str = key(
         "test",
         "images that are scored: `test`, or `validation`, a part of the training images, to choose settings on",
@@ -131,7 +148,19 @@ class CheckpointConfig:
 @dataclass(frozen=True)
 class SpmdConfig:
     devices: int = key(0, "devices used; 0 is all", low=0)
-    clients_per_device: int = key(0, "clients trained at a time on a device; 0 chooses by platform", low=0)
+    clients_per_device: int = key(
+        0, "lanes: clients trained at a time on a device; 0 chooses by platform, cohort and memory", low=0
+    )
+    rounds_per_dispatch: int = key(0, "rounds run without returning to the host, at most; 0 chooses", low=0, high=1024)
+    ordered_reduce: bool = key(
+        False, "add changes in the order of the cohort: equal bits on any number of devices, for some more traffic"
+    )
+    features: str = key(
+        "auto",
+        "all training views on every device (`resident`), or those of each round's clients sent ahead (`streamed`); "
+        "the plain view stays there for scoring",
+        among=("auto", "resident", "streamed"),
+    )
 
 
 @dataclass(frozen=True)
@@ -142,6 +171,7 @@ class Config:
     seeds: int = key(1, "runs, with seed, seed + 1, ...; each has its own partition", low=1)
     baselines: tuple = key((), "methods trained beside method.name on the same partitions, for the closing table")
     backbone: str = key("tiny", "`tiny` (embedded), a Hugging Face name, or a CLIP folder")
+    init_from: str = key("", "prompts to start from: `coop:FILE`, `fedotp:FILE`, `flip:FILE` or `safetensors:FILE`")
     rounds: int = key(50, "of the federation", low=1)
     cohort: int = key(0, "clients drawn a round; 0 is everyone", low=0)
     dropout: float = key(0.0, "share of a cohort that fails to answer", low=0.0, high=0.99)
@@ -323,7 +353,7 @@ def _typed(name: str, value: Any, kind: type, f: dataclasses.Field) -> Any:
         if not math.isfinite(value):
             raise InputError(f"config key {name!r} = {value!r} is not finite; the default is {f.default!r}")
         if not (low <= value <= high and value > above):
-            span = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+            span = f"at least {low:.10g}" if high == math.inf else f"between {low:.10g} and {high:.10g}"
             span = f"above {above:g}" if above > -math.inf else span
             raise InputError(f"config key {name!r} = {value!r} is out of range; it must be {span}")
     return value

@@ -1,4 +1,4 @@
-"""The one error that a person's input can cause; the command line turns it into one line and exit code 2."""
+"""Errors that the command line turns into one line: bad input (exit code 2), and a result that fails its check (1)."""
 
 
 class InputError(ValueError):
@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     The message is one line that names the value, what was allowed and the remedy.
     """
+
+
+class CheckError(Exception):
+    """A result that does not stand up to its check; the message says where, in one line."""

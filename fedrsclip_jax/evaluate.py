@@ -1,57 +1,106 @@
 """Scores: the federation's model on the pooled test images, each client's model on its own."""
 
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from fedrsclip_jax.clip.backbone import Backbone
+from fedrsclip_jax.config import Config
 from fedrsclip_jax.data.clients import Clients
+from fedrsclip_jax.data.virtual import VirtualClients
 from fedrsclip_jax.federated.client import Dataset, Members
+from fedrsclip_jax.federated.cohort import draw_cohort
+from fedrsclip_jax.federated.mesh import SAME, SPLIT, replicate, spread
 from fedrsclip_jax.federated.population import Population
-from fedrsclip_jax.federated.round import SAME, SPLIT
 
 CALIBRATION_BINS = 15
+MOST_VIRTUAL = 10_000  # virtual clients that are scored where `eval.clients` does not say how many
+_SCORED = 0x5C0E  # keeps this use of a seed apart from every other
+_CLIENTS, _IMAGES = 1024, 16_384  # scored at a time, so that memory grows with neither
 
 
-def score_pooled(logits: Float[np.ndarray, "images classes"], labels: Int[np.ndarray, " images"]) -> dict[str, Any]:
+class Answers(NamedTuple):
+    """What a model says of images.
+
+    Attributes:
+      guess: the likeliest class.
+      confidence: its probability.
+    """
+
+    guess: Int[np.ndarray, " images"]
+    confidence: Float[np.ndarray, " images"]
+
+    @classmethod
+    def of(cls, logits: Float[np.ndarray, "images classes"]) -> "Answers":
+        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return cls(logits.argmax(axis=1), shifted.max(axis=1) / shifted.sum(axis=1))
+
+
+def scored_clients(config: Config, clients: Clients) -> Int[np.ndarray, " scored"]:
+    """Whose models are scored, ascending; the same clients in every evaluation of a run.
+
+    Everyone, or a seeded sample of `eval.clients` of those who have a test image. Of virtual clients only those whom
+    some round of the run draws are asked, as the private prompt of any other is its initial draw and says nothing:
+    all of them, or a seeded sample of `eval.clients`, by default of at most MOST_VIRTUAL.
+    """
+    most = config.eval.clients
+    if isinstance(clients, VirtualClients):
+        drawn = (
+            draw_cohort(config.seed, number, clients.num_clients, config.cohort)
+            for number in range(1, config.rounds + 1)
+        )
+        eligible, most = np.unique(np.concatenate([*drawn])), most or MOST_VIRTUAL
+    else:
+        eligible = np.arange(clients.num_clients)
+        if 0 < most < len(eligible):
+            eligible = eligible[clients.counts(eligible, "test") > 0]
+    if most == 0 or most >= len(eligible):
+        return eligible
+    return np.sort(np.random.default_rng((config.seed, _SCORED)).choice(eligible, most, replace=False))
+
+
+def score_pooled(answers: Answers, labels: Int[np.ndarray, " images"], classes: int) -> dict[str, Any]:
     """Accuracy, macro-F1, accuracy per class and expected calibration error of one model on one set of images."""
-    classes = logits.shape[1]
-    guess = logits.argmax(axis=1)
-    confusion = np.zeros((classes, classes), np.int64)
-    np.add.at(confusion, (labels, guess), 1)
-    hits, truth, guessed = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    right = answers.guess == labels
+    hits = np.bincount(labels[right], minlength=classes)
+    truth, guessed = np.bincount(labels, minlength=classes), np.bincount(answers.guess, minlength=classes)
     present = truth > 0
     f1 = 2 * hits / np.maximum(truth + guessed, 1)
     return {
-        "accuracy": float(np.mean(guess == labels)),
+        "accuracy": float(np.mean(right)),
         "macro_f1": float(np.mean(f1[present])),
-        "ece": calibration_error(logits, labels),
+        "ece": calibration_error(answers.confidence, right),
         "per_class": [float(h / t) if t else None for h, t in zip(hits, truth, strict=True)],
     }
 
 
-def calibration_error(logits: Float[np.ndarray, "images classes"], labels: Int[np.ndarray, " images"]) -> float:
+def calibration_error(confidence: Float[np.ndarray, " images"], right: Bool[np.ndarray, " images"]) -> float:
     """Expected calibration error (Guo et al. 2017, arXiv:1706.04599) over 15 equal bins of confidence."""
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    confidence = shifted.max(axis=1) / shifted.sum(axis=1)
-    right = logits.argmax(axis=1) == labels
     bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     gap = np.zeros(CALIBRATION_BINS)
     np.add.at(gap, bins, right - confidence)
-    return float(np.abs(gap).sum() / len(labels))
+    return float(np.abs(gap).sum() / len(right))
 
 
-def score_clients(correct: Int[np.ndarray, " clients"], counts: Int[np.ndarray, " clients"]) -> dict[str, Any]:
+def score_clients(
+    correct: Int[np.ndarray, " clients"],
+    counts: Int[np.ndarray, " clients"],
+    ids: Int[np.ndarray, " clients"] | None = None,
+) -> dict[str, Any]:
     """Spread of the clients' accuracies.
 
     Clients without a test image have no accuracy: they are counted in `without_test` and stand as None in
     `per_client`. `worst_decile` is the mean over the worst tenth of the clients, at least one.
+
+    Args:
+      ids: who they are, where that is not everyone; then given as `clients`, in the order of `per_client`.
     """
     tested = counts > 0
     accuracy = correct[tested] / counts[tested]
@@ -64,6 +113,7 @@ def score_clients(correct: Int[np.ndarray, " clients"], counts: Int[np.ndarray, 
         "worst_decile": float(worst.mean()),
         "per_client": [float(next(per_client)) if has else None for has in tested],
         "without_test": int(np.sum(~tested)),
+        **({} if ids is None else {"clients": ids.tolist()}),
     }
 
 
@@ -73,91 +123,147 @@ def score_federation(
     shared: PyTree,
     population: Population,
     clients: Clients,
+    ids: Int[np.ndarray, " scored"],
     data: Dataset,
     labels: Int[np.ndarray, " images"],
     backbone: Backbone,
+    *,
+    lanes: int = 1,
+    complete: bool = True,
 ) -> dict[str, Any]:
     """The scores of a federation as it stands.
 
     Args:
+      ids: clients that are scored, ascending; see `scored_clients`.
       data: plain features of all images; `labels` are theirs on the host.
+      lanes: clients scored at a time on a device.
+      complete: also every personal model on all pooled images, whose cost is their product.
 
     Returns:
-      `global` (P_s alone, pooled test images), `personalised` (P_s with P_k on client k's images, over all
-      clients), and the other two of the 2 x 2: `global_on_clients` and `personal_on_pooled`.
+      `global` (P_s alone, pooled test images), `personalised` (P_s with P_k on client k's images), and the other two
+      of the 2 x 2: `global_on_clients` and, if complete, `personal_on_pooled`.
     """
-    ids = np.arange(clients.num_clients)
-    pooled = clients.partition.test_order
-    anyone = jax.tree.map(lambda leaf: leaf[0], population.gather(ids[:1]))
-    logits = np.asarray(_global_logits(graph, shared, anyone, data.features[0][pooled], backbone))
-    right = logits.argmax(axis=1) == labels[pooled]
-    global_correct = _by_client(right, clients)
-
-    slots = np.full(-(-len(ids) // mesh.size) * mesh.size, -1)
-    slots[: len(ids)] = ids
-    rows, counts = clients.padded(slots, "test", clients.width("test"))
-    own, on_pooled = _personal_correct(
-        graph,
-        mesh,
-        shared,
-        population.gather(slots),
-        Members(jnp.asarray(slots), jnp.asarray(rows), jnp.asarray(counts)),
-        jnp.asarray(pooled),
-        data,
-        backbone,
+    anyone = replicate(mesh, jax.tree.map(lambda leaf: leaf[0], population.gather(ids[:1])))
+    answers = _answers(
+        lambda rows: _global_logits(graph, shared, anyone, replicate(mesh, rows), data, backbone), clients.pooled
     )
-    own, on_pooled = np.asarray(own)[: len(ids)], np.asarray(on_pooled)[: len(ids)]
-    return {
-        "global": score_pooled(logits, labels[pooled]),
-        "personalised": score_clients(own, clients.test_counts),
-        "global_on_clients": score_clients(global_correct, clients.test_counts),
-        "personal_on_pooled": score_clients(on_pooled, np.full(len(ids), len(pooled))),
+    lanes = min(lanes, -(-len(ids) // mesh.size))
+    pooled = replicate(mesh, clients.pooled)
+    own, everywhere = [], []
+    for block in _in_blocks(ids, _CLIENTS, mesh.size * lanes):
+        rows, counts = clients.padded(block, "test", clients.width("test"))
+        members = Members(block.astype(np.int32), rows, counts)
+        private, members = spread(mesh, (population.gather(block), members))
+        own.append(np.asarray(_right_on_own(graph, mesh, lanes, shared, private, members, data, backbone)))
+        if complete:
+            right = _right_on_pooled(graph, mesh, lanes, shared, private, members, pooled, data, backbone)
+            everywhere.append(np.asarray(right))
+
+    counts = clients.counts(ids, "test")
+    names = ids if len(ids) < clients.num_clients else None
+    scores = {
+        "global": score_pooled(answers, labels[clients.pooled], backbone.zero_shot.shape[0]),
+        "personalised": score_clients(np.concatenate(own)[: len(ids)], counts, names),
+        "global_on_clients": score_clients(_right_by_client(answers, labels, clients, ids), counts, names),
     }
+    if complete:
+        total = np.full(len(ids), len(clients.pooled))
+        scores["personal_on_pooled"] = score_clients(np.concatenate(everywhere)[: len(ids)], total, names)
+    return scores
 
 
 def score_zero_shot(
     features: Float[np.ndarray, "images embed"],
     labels: Int[np.ndarray, " images"],
     clients: Clients,
+    ids: Int[np.ndarray, " scored"],
     backbone: Backbone,
 ) -> dict[str, Any]:
     """Hand-written template: pooled scores, and `on_clients` over the same images client by client."""
-    pooled = clients.partition.test_order
-    logits = float(backbone.scale) * np.asarray(features[pooled]) @ np.asarray(backbone.zero_shot).T
-    right = logits.argmax(axis=1) == labels[pooled]
-    correct = _by_client(right, clients)
-    return {**score_pooled(logits, labels[pooled]), "on_clients": score_clients(correct, clients.test_counts)}
+    scale, text = float(backbone.scale), np.asarray(backbone.zero_shot)
+    answers = _answers(lambda rows: scale * np.asarray(features[rows]) @ text.T, clients.pooled)
+    correct = _right_by_client(answers, labels, clients, ids)
+    names = ids if len(ids) < clients.num_clients else None
+    return {
+        **score_pooled(answers, labels[clients.pooled], len(text)),
+        "on_clients": score_clients(correct, clients.counts(ids, "test"), names),
+    }
 
 
-def _by_client(right: Bool[np.ndarray, " images"], clients: Clients) -> Int[np.ndarray, " clients"]:
-    """Right answers on the pooled test images, counted by owner."""
-    owner = np.repeat(np.arange(clients.num_clients), clients.test_counts)
-    return np.bincount(owner[right], minlength=clients.num_clients)
+def _answers(logits: Callable[[np.ndarray], Any], pooled: Int[np.ndarray, " images"]) -> Answers:
+    """The answers of one model on images, of which only a block has logits at a time."""
+    blocks = [Answers.of(np.asarray(logits(rows))) for rows in _in_blocks(pooled, _IMAGES, filler=int(pooled[0]))]
+    guess, confidence = (np.concatenate(parts)[: len(pooled)] for parts in zip(*blocks, strict=True))
+    return Answers(guess, confidence)
+
+
+def _in_blocks(values: np.ndarray, most: int, multiple: int = 1, filler: int = -1) -> Iterator[np.ndarray]:
+    """Pieces of one length, as few as need be, of which the last is filled up to a multiple of something."""
+    pieces = -(-len(values) // most)
+    size = -(-len(values) // (pieces * multiple)) * multiple
+    for start in range(0, len(values), size):
+        piece = np.full(size, filler, values.dtype)
+        part = values[start : start + size]
+        piece[: len(part)] = part
+        yield piece
+
+
+def _right_by_client(
+    answers: Answers, labels: Int[np.ndarray, " images"], clients: Clients, ids: Int[np.ndarray, " scored"]
+) -> Int[np.ndarray, " scored"]:
+    """Right answers on the test images of each client, given the answers on the pooled ones."""
+    right = np.zeros(len(labels), bool)
+    right[clients.pooled] = answers.guess == labels[clients.pooled]
+    correct = []
+    for block in _in_blocks(ids, _CLIENTS):
+        rows, counts = clients.padded(block, "test")
+        correct.append(np.sum(right[rows] & (np.arange(rows.shape[1]) < counts[:, None]), axis=1))
+    return np.concatenate(correct)[: len(ids)]
 
 
 @partial(jax.jit, static_argnums=0)
-def _global_logits(graph, shared, private, features, backbone: Backbone) -> Float[Array, "images classes"]:
-    return nnx.merge(graph, shared, private).global_logits(features, backbone)
+def _global_logits(graph, shared, private, rows, data: Dataset, backbone: Backbone) -> Float[Array, "images classes"]:
+    return nnx.merge(graph, shared, private).global_logits(data.features[0][rows], backbone)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _personal_correct(graph, mesh, shared, private, members: Members, pooled, data: Dataset, backbone: Backbone):
-    """Right answers of each client's model on its own test images and on the pooled ones."""
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _right_on_own(graph, mesh, lanes, shared, private, members: Members, data: Dataset, backbone: Backbone):
+    """Right answers of each client's model on its own test images."""
 
-    def on_device(shared, private, members, pooled, data, backbone):
-        def client(arguments):
-            own_private, member = arguments
-            module = nnx.merge(graph, shared, own_private)
+    def client(module, member, _, data, backbone):
+        real = jnp.arange(member.rows.shape[0]) < member.counts
+        return jnp.sum(_right(module, member.rows, data, backbone) & real)
 
-            def correct(rows: Int[Array, " rows"], mask: Bool[Array, " rows"] | bool):
-                guess = jnp.argmax(module.personal_logits(data.features[0][rows], backbone), axis=1)
-                return jnp.sum((guess == data.labels[rows]) & mask)
+    return _by_client(client, graph, mesh, lanes, shared, private, members, (), data, backbone)
 
-            real = jnp.arange(member.rows.shape[0]) < member.counts
-            return correct(member.rows, real), correct(pooled, True)
 
-        return jax.lax.map(client, (private, members))
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _right_on_pooled(graph, mesh, lanes, shared, private, members: Members, pooled, data: Dataset, backbone: Backbone):
+    """Right answers of each client's model on all pooled test images."""
 
-    return jax.shard_map(
-        on_device, mesh=mesh, in_specs=(SAME, SPLIT, SPLIT, SAME, SAME, SAME), out_specs=(SPLIT, SPLIT)
-    )(shared, private, members, pooled, data, backbone)
+    def client(module, _, pooled, data, backbone):
+        return jnp.sum(_right(module, pooled, data, backbone))
+
+    return _by_client(client, graph, mesh, lanes, shared, private, members, pooled, data, backbone)
+
+
+def _right(module, rows, data: Dataset, backbone: Backbone) -> Bool[Array, " rows"]:
+    guess = jnp.argmax(module.personal_logits(data.features[0][rows], backbone), axis=1)
+    return guess == data.labels[rows]
+
+
+def _by_client(client, graph, mesh, lanes, shared, private, members, common, data, backbone):
+    """Maps `client(module, member, common, data, backbone)` over clients, which lie divided over the devices."""
+
+    def on_device(shared, private, members, common, data, backbone):
+        def one(arguments):
+            own, member = arguments
+            return client(nnx.merge(graph, shared, own), member, common, data, backbone)
+
+        return jax.lax.map(one, (private, members), batch_size=lanes if lanes > 1 else None)
+
+    right = jax.shard_map(on_device, mesh=mesh, in_specs=(SAME, SPLIT, SPLIT, SAME, SAME, SAME), out_specs=SPLIT)(
+        shared, private, members, common, data, backbone
+    )
+    # On all devices, so that each of several processes can read it.
+    return jax.lax.with_sharding_constraint(right, NamedSharding(mesh, SAME))

@@ -5,9 +5,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-from fedrsclip_jax import compilation
+from fedrsclip_jax import compilation, distributed
 from fedrsclip_jax import config as configuration
 from fedrsclip_jax.checkpoint import Checkpoints
 from fedrsclip_jax.config import Config
@@ -37,15 +38,18 @@ def run(
       InputError: settings that do not fit the data or the backbone, or a run that diverges; nothing is left
         in `workdir` then.
     """
-    check_new(workdir)
-    clients = divide(config, task, features.readable)
+    with distributed.together():
+        check_new(workdir)
+        clients = divide(config, task, features.readable)
     federation = Federation(config, task, features, clients)
-    make_folder(workdir)
+    with distributed.together():
+        make_folder(workdir)
     try:
         return _run(config, task, features, federation, workdir, progress, encode_seconds)
     except InputError:
         # A run that diverges leaves nothing behind, and may be tried again in the same place.
-        shutil.rmtree(workdir)
+        if distributed.first():
+            shutil.rmtree(workdir)
         raise
 
 
@@ -60,8 +64,9 @@ def _run(
 ) -> dict[str, Any]:
     clients = federation.clients
     write_json(workdir / "config.json", configuration.to_dict(config))
-    clients.partition.save(workdir / "partition.npz")
-    zero_shot = score_zero_shot(features.plain, task.labels, clients, federation.backbone)
+    if distributed.first():
+        clients.save(workdir / "partition.npz")
+    zero_shot = score_zero_shot(features.plain, task.labels, clients, federation.scored, federation.backbone)
 
     seconds = {"encode": encode_seconds, "compile": 0.0, "train": 0.0, "evaluate": 0.0}
     lines: list[dict[str, Any]] = []
@@ -70,11 +75,15 @@ def _run(
         Checkpoints(workdir, config.checkpoint.keep) as checkpoints,
         progress.track(f"{config.method.name}, seed {config.seed}", config.rounds, unit="rounds") as bar,
     ):
-        for number in range(1, config.rounds + 1):  # round 0 is the initial draw
+        number = 0  # rounds done; round 0 is the initial draw
+        while number < config.rounds:
+            pause = _next_pause(config, number)
             with compilation.measure(seconds, "train"):
-                done = federation.round(number)
-            steps += done.steps
-            bytes_sent += done.answered * federation.traffic.bytes
+                dispatch = federation.advance(number + 1, pause - number)
+            for done in dispatch:
+                number += 1
+                steps += done.steps
+                bytes_sent += (done.answered + len(done.refused)) * federation.traffic.bytes
             bar.advance_to(
                 number,
                 loss=done.figures.get("loss", 0.0),
@@ -85,7 +94,7 @@ def _run(
             last = number == config.rounds
             if last or number % config.eval.every == 0:
                 with compilation.measure(seconds, "evaluate"):
-                    scores = federation.score()
+                    scores = federation.score(complete=last)
                 lines.append({"round": number, **done.figures, "bytes_sent": bytes_sent, **_brief(scores)})
                 write_text(
                     workdir / "metrics.jsonl", "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
@@ -99,7 +108,9 @@ def _run(
         "dataset": config.data.source,
         "split": config.eval.split,
         "num_classes": len(task.source.class_names),
+        "class_names": list(task.source.class_names),
         "num_clients": clients.num_clients,
+        "num_scored_clients": len(federation.scored),
         "num_images": len(task.labels),
         "unreadable_images": int(np.sum(~features.readable)),
         "rounds": config.rounds,
@@ -113,14 +124,21 @@ def _run(
         "client_steps_per_second": steps / max(seconds["train"], 1e-9),
         "wasted_lane_share": federation.wasted,
         "devices": federation.plan.mesh.size,
-        "clients_per_device": federation.plan.lanes,
+        "processes": jax.process_count(),
+        "clients_per_device": federation.lanes,
         "state_sha256": federation.digest(),
         "backbone_sha256": task.digest,
-        "partition_sha256": clients.partition.digest(),
+        "partition_sha256": clients.digest(),
         "config_sha256": configuration.digest(config),
     }
     write_json(workdir / "summary.json", summary)
     return summary
+
+
+def _next_pause(config: Config, number: int) -> int:
+    """The next round after `number` that ends with an evaluation or a checkpoint."""
+    steps = [every for every in (config.eval.every, config.checkpoint.every) if every]
+    return min(config.rounds, *((number // every + 1) * every for every in steps))
 
 
 def _brief(scores: dict[str, Any]) -> dict[str, Any]:

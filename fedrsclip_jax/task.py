@@ -4,6 +4,7 @@ Images pass through the image tower here, once; nothing downstream opens one aga
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,17 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from fedrsclip_jax import distributed
 from fedrsclip_jax.clip import huggingface, preprocess, tokenizer
 from fedrsclip_jax.clip.backbone import Backbone
+from fedrsclip_jax.clip.compiler import tower_options
 from fedrsclip_jax.clip.model import CLIP, CLIPConfig
 from fedrsclip_jax.config import Config, DataConfig, MethodConfig
 from fedrsclip_jax.data import features, scenes, sources
-from fedrsclip_jax.data.clients import Clients
+from fedrsclip_jax.data.clients import Clients, PartitionedClients
 from fedrsclip_jax.data.partition import partition
 from fedrsclip_jax.data.split import stratified_split
+from fedrsclip_jax.data.virtual import virtual_clients
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.progress import Progress
 
@@ -55,7 +59,8 @@ class Task:
         names = self.source.class_names
         suffixes = tokenizer.suffixes(self.words, names, self.clip_config, method.context_tokens, prompts)
         texts = [tokenizer.TEMPLATE.format(name) for name in names]
-        zero_shot = self.clip.encode_text(jnp.asarray(tokenizer.tokenize(self.words, texts, self.clip_config)))
+        tokens = jnp.asarray(tokenizer.tokenize(self.words, texts, self.clip_config))
+        zero_shot = _encode_text(*nnx.split(self.clip), tokens)
         return Backbone(
             self.clip.text,
             jnp.exp(self.clip.logit_scale[...]),
@@ -92,13 +97,13 @@ def load_source(data: DataConfig) -> sources.ImageSource:
     return sources.half(source, "pretrain" if data.half == "pretrain" else "federate", data.half_seed)
 
 
-def load_task(config: Config) -> Task:
-    """Opens the images and loads the backbone; no image is decoded yet.
+def load_task(config: Config, source: sources.ImageSource | None = None) -> Task:
+    """Opens the images, unless a source of them is given, and loads the backbone; no image is decoded yet.
 
     Raises:
       InputError: the backbone or the data cannot be used.
     """
-    source = load_source(config.data)
+    source = load_source(config.data) if source is None else source
     folder = huggingface.resolve(config.backbone)
     clip, clip_config = huggingface.load_clip(folder, config.dtype)
     words = tokenizer.load_tokenizer(folder, clip_config)
@@ -114,7 +119,8 @@ def encode_images(config: Config, task: Task, progress: Progress) -> features.Fe
     prepare, settings = preprocess.load_preprocess(task.folder)
     views, count = config.data.views, len(task.source)
     with progress.track("encoding images", count * (views + 1 if views > 1 else 1), unit="images") as bar:
-        encoded = features.encode(
+        encode = partial(
+            features.encode,
             task.source,
             _encoder(task.clip, prepare),
             key={"weights": task.digest, "preprocess": settings, "dtype": config.dtype},
@@ -125,6 +131,7 @@ def encode_images(config: Config, task: Task, progress: Progress) -> features.Fe
             skip_unreadable=config.data.skip_unreadable,
             progress=lambda done, _: bar.advance_to(done),
         )
+        encoded = distributed.in_turn(features.default_cache_dir(), encode)
     unreadable = int(np.sum(~encoded.readable))
     if unreadable:
         progress.say(f"{unreadable} of {count} images could not be read and are left out")
@@ -135,7 +142,15 @@ def divide(config: Config, task: Task, readable: Bool[np.ndarray, " images"] | N
     """The images split for training and scoring, and given to clients; a function of data and seed.
 
     Without `readable` all images count, which is enough to find out whether settings and data fit.
+
+    Raises:
+      InputError: settings that the images do not allow.
     """
+    if config.eval.clients > config.partition.clients:
+        raise InputError(
+            f"eval.clients = {config.eval.clients} of partition.clients = {config.partition.clients}; use at most "
+            "that, or 0 for everyone"
+        )
     labels, digests, names = task.labels, task.source.digests, task.source.class_names
     eligible = np.ones(len(labels), bool) if readable is None else readable
     fraction, settings = config.data.test_fraction, config.partition
@@ -144,6 +159,21 @@ def divide(config: Config, task: Task, readable: Bool[np.ndarray, " images"] | N
         # Settings are chosen on a part of the training images; the test images are not looked at.
         eligible = np.isin(np.arange(len(labels)), train)
         train, test = stratified_split(labels, digests, fraction, config.seed, eligible, names)
+    if settings.kind == "virtual":
+        if not config.cohort:
+            raise InputError(
+                f"cohort = 0 is everyone, all {settings.clients} clients of partition.kind = virtual; give the number "
+                "that a round draws, such as 64"
+            )
+        return virtual_clients(
+            labels,
+            train,
+            test,
+            clients=settings.clients,
+            alpha=settings.alpha,
+            examples_per_client=settings.examples_per_client,
+            seed=config.seed,
+        )
     owners = partition(
         settings.kind,
         labels,
@@ -156,13 +186,21 @@ def divide(config: Config, task: Task, readable: Bool[np.ndarray, " images"] | N
         min_examples=settings.min_examples,
         seed=config.seed,
     )
-    return Clients(owners)
+    return PartitionedClients(owners)
+
+
+@partial(jax.jit, static_argnums=0)
+def _encode_text(graph, weights, tokens: Int[Array, "texts length"]) -> Float[Array, "texts embed"]:
+    """Unit-norm text features, as one program: operation by operation, compiling them takes seconds."""
+    return nnx.merge(graph, weights).encode_text(tokens)
 
 
 def _encoder(clip: CLIP, prepare: preprocess.Preprocess):
     """Maps lists of pictures to unit-norm features; batches are padded to one size, so that it compiles once."""
     graph, weights = nnx.split(clip)
-    encode = jax.jit(lambda weights, images: nnx.merge(graph, weights).encode_image(images))
+    encode = jax.jit(
+        lambda weights, images: nnx.merge(graph, weights).encode_images(images), compiler_options=tower_options()
+    )
 
     def encoder(images):
         ready = prepare(images)

@@ -1,16 +1,18 @@
 """Padded index tables of the clients' images."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from fedrsclip_jax.data.clients import Clients
+from fedrsclip_jax.data.clients import Clients, PartitionedClients
 from fedrsclip_jax.data.partition import Partition
 
 
 @pytest.fixture
 def clients() -> Clients:
     """Three clients with 2, 0 and 3 training images, and 1, 2 and 0 test images."""
-    return Clients(
+    return PartitionedClients(
         Partition(
             np.array([4, 7, 1, 2, 9], np.int32),
             np.array([0, 2, 2, 5], np.int64),
@@ -22,9 +24,12 @@ def clients() -> Clients:
 
 def test_sizes(clients):
     assert clients.num_clients == 3
-    assert clients.train_counts.tolist() == [2, 0, 3]
-    assert clients.test_counts.tolist() == [1, 2, 0]
-    assert (clients.max_train, clients.max_test) == (3, 2)
+    everyone = np.arange(3)
+    assert clients.counts(everyone, "train").tolist() == [2, 0, 3]
+    assert clients.counts(everyone, "test").tolist() == [1, 2, 0]
+    assert clients.counts(np.array([2, -1, 0, 2]), "train").tolist() == [3, 0, 2, 3]
+    assert (clients.longest("train"), clients.longest("test")) == (3, 2)
+    assert clients.pooled.tolist() == [3, 5, 6]
 
 
 def test_rows_are_filled_with_zeros(clients):
@@ -54,5 +59,18 @@ def test_misuse(clients):
     for wrong in (-2, 3):
         with pytest.raises(ValueError, match="0 to 2"):
             clients.padded(np.array([0, wrong]), "train")
+        with pytest.raises(ValueError, match="0 to 2"):
+            clients.counts(np.array([0, wrong]), "train")
     with pytest.raises(ValueError, match="'valid'"):
         clients.padded(np.array([0]), "valid")
+
+
+def test_a_saved_file_is_told_from_that_of_other_clients(clients, tmp_path, refused):
+    clients.save(tmp_path / "partition.npz")
+    assert clients.saved_as(tmp_path / "partition.npz")
+    moved = clients.partition.train_order[::-1].copy()
+    other = PartitionedClients(dataclasses.replace(clients.partition, train_order=moved))
+    assert other.digest() != clients.digest()
+    assert not other.saved_as(tmp_path / "partition.npz")
+    with refused("nothing.npz", "no such file"):
+        clients.saved_as(tmp_path / "nothing.npz")

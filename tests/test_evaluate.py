@@ -1,5 +1,6 @@
 """Scores worked out by hand, and the federation's scores against a plain loop."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -8,17 +9,22 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fedrsclip_jax.data.clients import Clients
+from fedrsclip_jax import evaluate
+from fedrsclip_jax.data.clients import PartitionedClients
 from fedrsclip_jax.data.partition import Partition
+from fedrsclip_jax.data.virtual import virtual_clients
 from fedrsclip_jax.evaluate import (
+    Answers,
     calibration_error,
     score_clients,
     score_federation,
     score_pooled,
     score_zero_shot,
+    scored_clients,
 )
+from fedrsclip_jax.federated.cohort import draw_cohort
+from fedrsclip_jax.federated.mesh import make_mesh, replicate
 from fedrsclip_jax.federated.population import Population
-from fedrsclip_jax.federated.round import make_mesh, replicate
 from fedrsclip_jax.methods import METHODS
 from fedrsclip_jax.methods.base import Private, Shared
 from tests import toy
@@ -28,7 +34,7 @@ def test_pooled_scores():
     #       truth 0: hit, hit, taken for 1; truth 1: hit; truth 2: never shown
     guess = np.asarray([0, 0, 1, 1])
     labels = np.asarray([0, 0, 0, 1])
-    scores = score_pooled(np.eye(3, dtype=np.float32)[guess] * 10, labels)
+    scores = score_pooled(Answers.of(np.eye(3, dtype=np.float32)[guess] * 10), labels, 3)
     assert scores["accuracy"] == 0.75
     assert scores["per_class"] == [pytest.approx(2 / 3), 1.0, None]
     # F1: class 0 precision 1, recall 2/3 -> 0.8; class 1 precision 1/2, recall 1 -> 2/3; class 2 does not count.
@@ -36,12 +42,15 @@ def test_pooled_scores():
 
 
 def test_calibration_error_is_the_gap_between_confidence_and_accuracy():
-    sure = np.asarray([[100.0, 0.0]] * 4)
-    assert calibration_error(sure, np.asarray([0, 0, 0, 0])) == pytest.approx(0, abs=1e-6)
-    assert calibration_error(sure, np.asarray([0, 0, 1, 1])) == pytest.approx(0.5, abs=1e-6)
+    def gap(logits, labels):
+        answers = Answers.of(np.asarray(logits))
+        return calibration_error(answers.confidence, answers.guess == np.asarray(labels))
+
+    sure = [[100.0, 0.0]] * 4
+    assert gap(sure, [0, 0, 0, 0]) == pytest.approx(0, abs=1e-6)
+    assert gap(sure, [0, 0, 1, 1]) == pytest.approx(0.5, abs=1e-6)
     # Confidence 0.8 and 0.6 fall into different bins: gaps 0.2 and 0.6 over two images.
-    mixed = np.log(np.asarray([[0.8, 0.2], [0.6, 0.4]]))
-    assert calibration_error(mixed, np.asarray([0, 1])) == pytest.approx((0.2 + 0.6) / 2, abs=1e-6)
+    assert gap(np.log([[0.8, 0.2], [0.6, 0.4]]), [0, 1]) == pytest.approx((0.2 + 0.6) / 2, abs=1e-6)
 
 
 def test_clients_scores_leave_out_who_has_no_test_image():
@@ -54,19 +63,23 @@ def test_clients_scores_leave_out_who_has_no_test_image():
     assert scores["without_test"] == 1
 
 
+def test_a_sample_of_clients_says_who_they_are():
+    scores = score_clients(np.asarray([1, 0]), np.asarray([2, 1]), np.asarray([7, 40]))
+    assert (scores["clients"], scores["per_client"]) == ([7, 40], [0.5, 0.0])
+    assert "clients" not in score_clients(np.asarray([1, 0]), np.asarray([2, 1]))
+
+
 def test_worst_decile_is_a_mean_over_a_tenth():
     assert score_clients(np.arange(20), np.full(20, 20))["worst_decile"] == pytest.approx((0 + 1) / 2 / 20)
 
 
-@pytest.mark.parametrize("devices", [1, 8])
-@pytest.mark.parametrize("name", sorted(METHODS))
-def test_federation_scores_equal_a_plain_loop(tiny_folder, name, devices):
-    frozen, data = toy.backbone(tiny_folder), toy.dataset()
+def federation(folder, name: str, devices: int):
+    """Scores of the toy federation as a function of ids, one client alone, and what both rest on."""
+    frozen, data = toy.backbone(folder), toy.dataset()
     offsets = np.concatenate([[0], np.cumsum(toy.COUNTS)])
     everyone = np.arange(sum(toy.COUNTS), dtype=np.int32)
-    clients = Clients(Partition(everyone, offsets, everyone, offsets))
-    config = toy.settings(**{"method.name": name})
-    make = partial(METHODS[name], config.method, frozen)
+    clients = PartitionedClients(Partition(everyone, offsets, everyone, offsets))
+    make = partial(METHODS[name], toy.settings(**{"method.name": name}).method, frozen)
 
     def draw(ids):
         return jax.vmap(lambda k: nnx.split(make(jax.random.fold_in(jax.random.key(7), k)), Shared, Private)[2])(ids)
@@ -76,25 +89,105 @@ def test_federation_scores_equal_a_plain_loop(tiny_folder, name, devices):
     mesh = make_mesh(devices)
     labels = np.asarray(data.labels)
     placed = replicate(mesh, (shared, data, frozen))
-    scores = score_federation(graph, mesh, placed[0], people, clients, placed[1], labels, placed[2])
 
-    features = data.features[0]
-    alone = nnx.merge(graph, shared, nnx.split(make(jax.random.key(1)), Shared, Private)[2])
-    global_right = np.asarray(jnp.argmax(alone.global_logits(features, frozen), axis=1)) == labels
-    own, whole = [], []
-    for client in range(len(toy.COUNTS)):
-        private = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), people.gather(np.asarray([client])))
+    @jax.jit
+    def answers(private):
         module = nnx.merge(graph, shared, private)
-        right = np.asarray(jnp.argmax(module.personal_logits(features, frozen), axis=1)) == labels
-        own.append(right[toy.rows_of(client)].mean())
-        whole.append(right.mean())
+        logits = module.global_logits(data.features[0], frozen), module.personal_logits(data.features[0], frozen)
+        return [jnp.argmax(each, axis=1) for each in logits]
+
+    def alone(client: int) -> list[np.ndarray]:
+        """Whether global and personal model are right on each image."""
+        private = jax.tree.map(lambda leaf: leaf[0], people.gather(np.array([client])))
+        return [np.asarray(guess) == labels for guess in answers(private)]
+
+    def score(ids, **options):
+        return score_federation(
+            graph, mesh, placed[0], people, clients, np.asarray(ids), placed[1], labels, placed[2], **options
+        )
+
+    return score, alone, clients, data.features[0], labels, frozen
+
+
+@pytest.mark.parametrize(("devices", "lanes"), [(1, 1), (8, 1), (2, 3)])
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_federation_scores_equal_a_plain_loop(tiny_folder, name, devices, lanes):
+    score, alone, clients, features, labels, frozen = federation(tiny_folder, name, devices)
+    ids = np.arange(len(toy.COUNTS))
+    scores = score(ids, lanes=lanes)
+
+    global_right, _ = alone(0)
+    personal = [alone(client)[1] for client in ids]
+    own = [right[toy.rows_of(client)].mean() for client, right in zip(ids, personal, strict=True)]
+    whole = [right.mean() for right in personal]
     assert scores["global"]["accuracy"] == pytest.approx(global_right.mean())
     assert scores["personalised"]["per_client"] == pytest.approx(own)
     assert scores["personal_on_pooled"]["per_client"] == pytest.approx(whole)
-    by_owner = [global_right[toy.rows_of(k)].mean() for k in range(len(toy.COUNTS))]
+    by_owner = [global_right[toy.rows_of(k)].mean() for k in ids]
     assert scores["global_on_clients"]["per_client"] == pytest.approx(by_owner)
 
-    zero = score_zero_shot(np.asarray(features), labels, clients, frozen)
+    zero = score_zero_shot(np.asarray(features), labels, clients, ids, frozen)
     right = np.asarray(jnp.argmax(features @ frozen.zero_shot.T, axis=1)) == labels
     assert zero["accuracy"] == pytest.approx(right.mean())
     assert zero["on_clients"]["weighted_mean"] == pytest.approx(right.mean())
+
+
+def test_blocks_change_nothing_and_a_sample_has_the_scores_of_the_whole(tiny_folder, monkeypatch):
+    """Clients and pooled images go by the piece, the last of them filled up."""
+    score, _, clients, features, labels, frozen = federation(tiny_folder, "fedrsclip", 2)
+    ids, sample = np.arange(len(toy.COUNTS)), np.array([1, 4, 9])
+    whole, zero = score(ids), score_zero_shot(np.asarray(features), labels, clients, ids, frozen)
+    monkeypatch.setattr(evaluate, "_CLIENTS", 4)
+    monkeypatch.setattr(evaluate, "_IMAGES", 7)
+    assert score(ids) == whole
+    assert score_zero_shot(np.asarray(features), labels, clients, ids, frozen) == zero
+
+    few, some = score(sample, complete=False), score_zero_shot(np.asarray(features), labels, clients, sample, frozen)
+    assert few["global"] == whole["global"]
+    assert "personal_on_pooled" not in few
+    for name in ("personalised", "global_on_clients"):
+        assert few[name]["clients"] == sample.tolist()
+        assert few[name]["per_client"] == [whole[name]["per_client"][k] for k in sample]
+    assert some["on_clients"]["per_client"] == [zero["on_clients"]["per_client"][k] for k in sample]
+
+
+def virtual(clients: int = 10**9):
+    labels = np.repeat(np.arange(3), 20)
+    sides = np.flatnonzero(np.arange(60) % 4), np.arange(0, 60, 4)
+    return virtual_clients(labels, *sides, clients=clients, alpha=1.0, examples_per_client=5, seed=0)
+
+
+def test_of_virtual_clients_those_are_scored_that_take_part():
+    config = toy.settings(**{"partition.kind": "virtual", "cohort": "5", "rounds": "7", "seed": "3"})
+    everyone = sorted({int(k) for number in range(1, 8) for k in draw_cohort(3, number, 10**9, 5)})
+    assert scored_clients(config, virtual()).tolist() == everyone
+
+    few = dataclasses.replace(config, eval=dataclasses.replace(config.eval, clients=12))
+    sample = scored_clients(few, virtual()).tolist()
+    assert sample == sorted(sample)
+    assert len(set(sample)) == 12
+    assert set(sample) < set(everyone)
+    assert scored_clients(few, virtual()).tolist() == sample
+    assert scored_clients(dataclasses.replace(few, seed=4), virtual()).tolist() != sample
+
+
+def test_never_more_virtual_clients_are_scored_than_is_said():
+    config = toy.settings(**{"partition.kind": "virtual", "cohort": "6000", "rounds": "2"})
+    assert len(scored_clients(config, virtual())) == evaluate.MOST_VIRTUAL
+    more = dataclasses.replace(config, eval=dataclasses.replace(config.eval, clients=11_000))
+    assert len(scored_clients(more, virtual())) == 11_000
+
+
+def test_a_sample_of_a_partition_has_test_images():
+    """Everyone by default; else some of those that can be scored, the same whatever the round."""
+    offsets = np.arange(21)
+    tests = np.repeat(np.arange(11), 2)[1:]  # every second client has one
+    clients = PartitionedClients(
+        Partition(np.arange(20, dtype=np.int32), offsets, np.arange(10, dtype=np.int32), tests)
+    )
+    assert scored_clients(toy.settings(), clients).tolist() == list(range(20))
+    sample = scored_clients(toy.settings(**{"eval.clients": "6"}), clients)
+    assert len(np.unique(sample)) == 6
+    assert clients.counts(sample, "test").tolist() == [1] * 6
+    assert scored_clients(toy.settings(**{"eval.clients": "6", "rounds": "9"}), clients).tolist() == sample.tolist()
+    assert len(scored_clients(toy.settings(**{"eval.clients": "20"}), clients)) == 20

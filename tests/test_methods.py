@@ -163,7 +163,7 @@ def test_global_and_personal_models(frozen, batch):
     np.testing.assert_array_equal(
         promptfl.global_logits(batch.features, frozen), promptfl.personal_logits(batch.features, frozen)
     )
-    zero_shot = frozen.scale * batch.features @ frozen.zero_shot.T
+    zero_shot = frozen.scale * (batch.features @ frozen.zero_shot.T)  # scaled last: a product of unit vectors first
     np.testing.assert_array_equal(local.global_logits(batch.features, frozen), zero_shot)
     both = method("fedrsclip", frozen)
     alone = frozen.scale * batch.features @ encode(frozen, both.shared[...]).T

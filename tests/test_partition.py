@@ -195,7 +195,9 @@ def test_refused():
             deal("iid", data, clients)
     with refusal("partition.min_examples=0", "at least 1"):
         deal("iid", data, 4, min_examples=0)
-    with refusal(f"partition.clients={train + 1}", f"there are {train}", f"at most {train} clients"):
+    with refusal(
+        f"partition.clients={train + 1}", f"there are {train}", f"at most {train} clients", "partition.kind=virtual"
+    ):
         deal("iid", data, train + 1)
     with refusal("partition.clients=10", "partition.min_examples=50", "need 500"):
         deal("dirichlet", data, 10, min_examples=50)

@@ -10,9 +10,10 @@ import optax
 import pytest
 from flax import nnx
 
-from fedrsclip_jax.federated.aggregate import weighted_sum
-from fedrsclip_jax.federated.client import Dataset, Hyper, Members
-from fedrsclip_jax.federated.round import choose_lanes, make_mesh, run_round, traffic
+from fedrsclip_jax.federated.client import Dataset
+from fedrsclip_jax.federated.mesh import choose_lanes, make_mesh
+from fedrsclip_jax.federated.round import rounds_program, traffic
+from fedrsclip_jax.federated.sums import weighted_sum
 from fedrsclip_jax.methods import METHODS
 from fedrsclip_jax.methods.base import Batch, Weights
 from tests import toy
@@ -94,13 +95,13 @@ def test_equals_a_plain_loop_over_clients(frozen, name, devices, lanes):
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_compiled_round_has_one_all_reduce_and_no_other_collective(frozen, name):
     g = game(name, frozen, devices=8)
-    text = run_round.lower(*g.arguments()).compile().as_text()
+    text = rounds_program().lower(*g.arguments()).compile().as_text()
     assert len(re.findall(r" all-reduce(?:-start)?\(", text)) == 1
     assert not re.search(r" (all-gather|all-to-all|collective-permute|reduce-scatter)(-start)?\(", text)
 
 
 def test_uplink_is_counted_from_the_arrays_that_are_reduced(frozen):
-    """4 context tokens x 512: 2,048 numbers; beside them travel the weight and the figures, one number each."""
+    """4 context tokens x 512: 2,048 numbers; beside them the weight, the figures, and how many were refused."""
 
     class Wide(toy.Slope):
         def __init__(self, key):
@@ -112,21 +113,21 @@ def test_uplink_is_counted_from_the_arrays_that_are_reduced(frozen):
 
     g = toy.Game(Wide, toy.settings(), frozen, toy.dataset(), devices=8)
     assert traffic(g.shared) == (2048, 8192)
-    text = run_round.lower(*g.arguments()).compile().as_text()
+    text = rounds_program().lower(*g.arguments()).compile().as_text()
     (reduced,) = re.findall(r"= f32\[(\d+)\]\S* all-reduce(?:-start)?\(", text)
     figures = {"loss", "images"}
-    assert int(reduced) == 2048 + 1 + len(figures)
+    assert int(reduced) == 2048 + 2 + len(figures)
 
 
 def test_one_trace_serves_all_rounds_and_hyper_parameters(frozen):
     g = game("fedrsclip", frozen)
     g.round(1)
-    traces = run_round._cache_size()
+    traces = rounds_program()._cache_size()
     for number in (2, 3, 4):
         g.round(number)
     changed = {"local.learning_rate": "0.3", "local.proximal_weight": "0.1", "server.learning_rate": "0.5"}
     game("fedrsclip", frozen, **changed, **{"method.pacl_weight": "1", "method.cmfac_weight": "0"}).round(1)
-    assert run_round._cache_size() == traces
+    assert rounds_program()._cache_size() == traces
 
 
 def test_the_average_is_weighted_by_images_and_is_not_the_last_client(frozen):
@@ -242,10 +243,16 @@ def test_figures_are_means_over_images(frozen):
 
 
 def test_lanes_are_one_on_cpu_and_follow_the_user():
-    mesh = make_mesh(2)
-    assert choose_lanes(0, 10, mesh) == 1
-    assert choose_lanes(3, 10, mesh) == 3
-    assert choose_lanes(64, 10, mesh) == 5
+    assert choose_lanes(0, 5, 50, 10, "cpu") == 1
+    assert choose_lanes(3, 5, 50, 10, "cpu") == 3
+    assert choose_lanes(64, 5, 50, 10, "cpu") == 5
+
+
+def test_lanes_of_an_accelerator_stay_busy_and_fit():
+    assert choose_lanes(0, 10, 100, 10, "gpu") == 10
+    assert choose_lanes(0, 10, 100, 50, "gpu") == 2, "more would wait for the longest client"
+    assert choose_lanes(0, 10_000, 10_000, 1, "gpu") == 64
+    assert choose_lanes(0, 10, 100, 10, "gpu", lambda lanes: lanes <= 3) == 2
 
 
 def test_too_many_devices_are_refused():
@@ -261,8 +268,3 @@ def test_a_variable_that_nobody_owns_is_refused(frozen):
 
     with pytest.raises(ValueError, match=r"[Nn]on-exhaustive"):
         toy.Game(Stray, toy.settings(), frozen, toy.dataset())
-
-
-def test_hyper_is_traced_scalars():
-    assert all(isinstance(x, jax.Array) and x.shape == () for x in Hyper.of(toy.settings()))
-    assert isinstance(toy.members(np.asarray([0, -1])), Members)

@@ -12,10 +12,11 @@ from fedrsclip_jax.clip.huggingface import load_clip
 from fedrsclip_jax.clip.model import unit
 from fedrsclip_jax.clip.tokenizer import load_tokenizer, suffixes
 from fedrsclip_jax.config import Config, resolve
-from fedrsclip_jax.federated.aggregate import start_server
+from fedrsclip_jax.federated.aggregate import ServerPlan, start_server
 from fedrsclip_jax.federated.client import Dataset, Hyper, LocalPlan, Members
 from fedrsclip_jax.federated.cohort import lay_out
-from fedrsclip_jax.federated.round import RoundPlan, make_mesh, replicate, run_round, spread
+from fedrsclip_jax.federated.mesh import SPLIT_BY_ROUND, make_mesh, replicate, spread
+from fedrsclip_jax.federated.round import RoundPlan, Schedule, rounds_program
 from fedrsclip_jax.methods.base import Batch, Private, Shared, Weights
 
 CLASSES = ("forest", "storage tank", "river")
@@ -56,16 +57,45 @@ def settings(**overrides) -> Config:
     return resolve(Config, {}, list({**base, **overrides}.items()))
 
 
+def schedule(slots: np.ndarray, steps: np.ndarray, devices: int, lanes: int, answering=None) -> Schedule:
+    """One round of clients who stand in `slots`, -1 where nobody does, an equal number of slots to a device."""
+    slots = slots.reshape(devices, -1)
+    tables = [lay_out(np.where(own >= 0, steps[own], 0), 1, lanes) for own in slots]
+    turns = max(table.turns.shape[1] for table in tables)
+    padded = [np.pad(t.turns[0], ((0, turns - t.turns.shape[1]), (0, 0)), constant_values=-1) for t in tables]
+    cohort = np.sort(slots[slots >= 0])
+    return Schedule(
+        slots=np.where(slots >= 0, np.arange(slots.shape[1]), -1).astype(np.int32).reshape(1, -1),
+        places=np.where(slots >= 0, np.searchsorted(cohort, slots), -1).astype(np.int32).reshape(1, -1),
+        answering=(slots.reshape(1, -1) >= 0) if answering is None else np.asarray(answering)[None],
+        turns=np.concatenate(padded)[None],
+        length=np.concatenate([table.length for table in tables])[None],
+    )
+
+
 class Game:
     """A method, its initial variables, and rounds of it on some devices and lanes."""
 
-    def __init__(self, make, config: Config, frozen: Backbone, data: Dataset, *, devices: int = 1, lanes: int = 1):
-        self.config, self.frozen, self.data = config, frozen, data
+    def __init__(
+        self,
+        make,
+        config: Config,
+        frozen: Backbone,
+        data: Dataset,
+        *,
+        devices: int = 1,
+        lanes: int = 1,
+        cohort: int = len(COUNTS),
+        ordered: bool = False,
+    ):
+        self.config, self.frozen, self.data, self.lanes = config, frozen, data, lanes
         self.key = jax.random.key(3)
         self.make = make
         self.graph, self.shared, _ = nnx.split(make(jax.random.key(1)), Shared, Private)
-        self.plan = RoundPlan(self.graph, LocalPlan.of(config), make_mesh(devices), lanes, config.server.optimizer)
-        self.server = start_server(config.server.optimizer, self.shared)
+        self.plan = RoundPlan(
+            self.graph, LocalPlan.of(config), make_mesh(devices), ServerPlan.of(config), cohort, ordered
+        )
+        self.server = start_server(ServerPlan.of(config), self.shared)
         self.kept = {}
 
     def private(self, client: int):
@@ -76,26 +106,30 @@ class Game:
 
     def slots(self, ids=None) -> np.ndarray:
         ids = np.arange(len(COUNTS)) if ids is None else np.asarray(ids)
-        steps = self.plan.local.steps(np.asarray(COUNTS)[ids])
-        return lay_out(ids, steps, self.plan.mesh.size, self.plan.lanes).ids
+        table = lay_out(self.plan.local.steps(np.asarray(COUNTS)[ids]), self.plan.mesh.size, self.lanes)
+        return np.where(table.members >= 0, ids[table.members], -1).reshape(-1)
 
     def arguments(self, number: int = 1, ids=None, slots=None, answering=None, table: Members | None = None):
         slots = self.slots(ids) if slots is None else np.asarray(slots)
         private = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(self.private(int(k)) for k in slots))
-        answering = slots >= 0 if answering is None else answering
         table = members(slots) if table is None else table
         mesh = self.plan.mesh
+        steps = self.plan.local.steps(np.asarray(COUNTS))
+        plan = schedule(slots, steps, mesh.size, self.lanes, answering)
         server = jax.tree.map(jnp.copy, self.server)
-        same = replicate(mesh, (self.data, self.frozen, Hyper.of(self.config), self.key, jnp.asarray(number)))
-        return (self.plan, replicate(mesh, server), *spread(mesh, (private, table, jnp.asarray(answering))), *same)
+        same = replicate(
+            mesh, (self.data, self.frozen, Hyper.of(self.config), self.key, jnp.asarray(number), jnp.asarray(1))
+        )
+        split = (*spread(mesh, (private, table)), spread(mesh, plan, SPLIT_BY_ROUND))
+        return (self.plan, replicate(mesh, server), *split, *same)
 
     def round(self, number: int = 1, ids=None, slots=None, answering=None, table: Members | None = None):
         slots = self.slots(ids) if slots is None else np.asarray(slots)
-        self.server, private, figures = run_round(*self.arguments(number, None, slots, answering, table))
+        self.server, private, self.outcome = rounds_program()(*self.arguments(number, None, slots, answering, table))
         for slot, client in enumerate(slots):
             if client >= 0:
                 self.kept[int(client)] = jax.tree.map(lambda leaf, s=slot: leaf[s], private)
-        return {name: float(value) for name, value in figures.items()}
+        return {name: float(values[0]) for name, values in self.outcome.figures.items()}
 
 
 class Slope(nnx.Module):

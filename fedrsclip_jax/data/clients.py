@@ -1,16 +1,118 @@
 """The clients' images as rectangular index tables, which a device can use."""
 
+import abc
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int, Int32, Int64
 
 from fedrsclip_jax.data.partition import Partition
 
+SPLITS = ("train", "test")
+
+
+class Clients(abc.ABC):
+    """Who owns which image, by client number; what is asked of some clients costs by these, not by all.
+
+    Attributes:
+        num_clients: clients are numbered from 0 to num_clients - 1.
+        pooled: all test images, as positions in the source.
+    """
+
+    @property
+    @abc.abstractmethod
+    def num_clients(self) -> int: ...
+
+    @property
+    @abc.abstractmethod
+    def pooled(self) -> Int32[np.ndarray, "test"]: ...
+
+    @abc.abstractmethod
+    def longest(self, split: str) -> int:
+        """No client has more images than that in the split, `train` or `test`."""
+
+    @abc.abstractmethod
+    def digest(self) -> str:
+        """sha256 of all that says who owns which image, equal on every platform."""
+
+    @abc.abstractmethod
+    def save(self, path: str | Path) -> None:
+        """Writes an npz file, or nothing at all should it be interrupted."""
+
+    @abc.abstractmethod
+    def saved_as(self, path: str | Path) -> bool:
+        """Whether the file, which `save` wrote, holds these clients; `InputError` where it is missing or damaged."""
+
+    @abc.abstractmethod
+    def _counts(self, ids: Int64[np.ndarray, "clients"], split: str) -> Int64[np.ndarray, "clients"]:
+        """Images of clients that exist."""
+
+    @abc.abstractmethod
+    def _images(
+        self, ids: Int64[np.ndarray, "clients"], split: str
+    ) -> tuple[Int64[np.ndarray, "clients"], Int[np.ndarray, "images"]]:
+        """Counts of clients that exist, and their images, one client after another, as positions in the source."""
+
+    def counts(self, ids: Int[np.ndarray, "cohort"], split: str) -> Int64[np.ndarray, "cohort"]:
+        """Images of each of some clients; -1 is a padding client, which has none.
+
+        Raises:
+            ValueError: an unknown split, or an id out of range.
+        """
+        ids, real = self._checked(ids, split)
+        counts = np.zeros(len(ids), np.int64)
+        counts[real] = self._counts(ids[real], split)
+        return counts
+
+    def width(self, split: str) -> int:
+        """A width for `padded` that other seeds' clients are likely to share, and with it what is compiled."""
+        return 1 << max(self.longest(split) - 1, 1).bit_length()
+
+    def padded(
+        self, ids: Int[np.ndarray, "cohort"], split: str, width: int | None = None
+    ) -> tuple[Int32[np.ndarray, "cohort width"], Int32[np.ndarray, "cohort"]]:
+        """The images of some clients, one row a client, filled up with zeros.
+
+        Args:
+            ids: clients, from 0; -1 is a padding client, which has no images.
+            split: `train` or `test`.
+            width: columns of the table; by default `longest`, so that every cohort has one shape and nothing
+                recompiles.
+
+        Returns:
+            Positions in the source, and how many of each row are valid.
+
+        Raises:
+            ValueError: an unknown split, an id out of range, or a client with more than `width` images.
+        """
+        ids, real = self._checked(ids, split)
+        counts = np.zeros(len(ids), np.int64)
+        counts[real], images = self._images(ids[real], split)
+        width = self.longest(split) if width is None else width
+        if counts.size and counts.max() > width:
+            worst = int(ids[counts.argmax()])
+            raise ValueError(f"width={width} is less than the {counts.max()} {split} images of client {worst}")
+        table = np.zeros((len(ids), width), np.int32)
+        table[np.arange(width) < counts[:, None]] = images
+        return table, counts.astype(np.int32)
+
+    def _checked(self, ids: np.ndarray, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """The ids as int64, and which of them are no padding."""
+        if split not in SPLITS:
+            raise ValueError(f"split={split!r} is not known; use 'train' or 'test'")
+        ids = np.asarray(ids).astype(np.int64)
+        if ids.size and (ids.min() < -1 or ids.max() >= self.num_clients):
+            raise ValueError(
+                f"client ids {ids.min()} to {ids.max()} are out of range; use 0 to {self.num_clients - 1}, "
+                "or -1 for padding"
+            )
+        return ids, ids >= 0
+
 
 @dataclasses.dataclass(frozen=True)
-class Clients:
-    """A partition as padded tables of positions in the source.
+class PartitionedClients(Clients):
+    """Clients of a partition: each image has one owner, and all is held in memory.
 
     Attributes:
         partition: who owns which image.
@@ -23,63 +125,30 @@ class Clients:
         return self.partition.num_clients
 
     @property
-    def train_counts(self) -> Int64[np.ndarray, "clients"]:
-        """Training images of each client."""
-        return np.diff(self.partition.train_offsets)
+    def pooled(self) -> Int32[np.ndarray, "test"]:
+        return self.partition.test_order
 
-    @property
-    def test_counts(self) -> Int64[np.ndarray, "clients"]:
-        """Test images of each client."""
-        return np.diff(self.partition.test_offsets)
+    def longest(self, split: str) -> int:
+        return int(np.diff(self._offsets(split)).max())
 
-    @property
-    def max_train(self) -> int:
-        return int(self.train_counts.max())
+    def digest(self) -> str:
+        return self.partition.digest()
 
-    @property
-    def max_test(self) -> int:
-        return int(self.test_counts.max())
+    def save(self, path: str | Path) -> None:
+        self.partition.save(path)
 
-    def width(self, split: str) -> int:
-        """A width for `padded` that other seeds' partitions are likely to share, and with it what is compiled."""
-        longest = self.max_train if split == "train" else self.max_test
-        return 1 << max(longest - 1, 1).bit_length()
+    def saved_as(self, path: str | Path) -> bool:
+        return Partition.load(path).digest() == self.digest()
 
-    def padded(
-        self, ids: Int[np.ndarray, "cohort"], split: str, width: int | None = None
-    ) -> tuple[Int32[np.ndarray, "cohort width"], Int32[np.ndarray, "cohort"]]:
-        """The images of some clients, one row a client, filled up with zeros.
+    def _offsets(self, split: str) -> np.ndarray:
+        return self.partition.train_offsets if split == "train" else self.partition.test_offsets
 
-        Args:
-            ids: clients, from 0; -1 is a padding client, which has no images.
-            split: `train` or `test`.
-            width: columns of the table; by default those of the largest of all clients, so that every cohort
-                has one shape and nothing recompiles.
+    def _counts(self, ids, split):
+        offsets = self._offsets(split)
+        return offsets[ids + 1] - offsets[ids]
 
-        Returns:
-            Positions in the source, and how many of each row are valid.
-
-        Raises:
-            ValueError: an unknown split, an id out of range, or a client with more than `width` images.
-        """
-        if split not in ("train", "test"):
-            raise ValueError(f"split={split!r} is not known; use 'train' or 'test'")
-        ids = np.asarray(ids)
-        if ids.size and (ids.min() < -1 or ids.max() >= self.num_clients):
-            raise ValueError(
-                f"client ids {ids.min()} to {ids.max()} are out of range; use 0 to {self.num_clients - 1}, "
-                "or -1 for padding"
-            )
-        order = getattr(self.partition, f"{split}_order")
-        offsets = getattr(self.partition, f"{split}_offsets")
-        sizes = np.diff(offsets)
-        counts = np.where(ids >= 0, sizes[ids], 0)
-        width = int(sizes.max()) if width is None else width
-        if counts.size and counts.max() > width:
-            worst = int(ids[counts.argmax()])
-            raise ValueError(f"width={width} is less than the {counts.max()} {split} images of client {worst}")
-        columns = np.arange(width)
-        valid = columns < counts[:, None]
-        table = np.zeros((len(ids), width), np.int32)
-        table[valid] = order[(offsets[ids][:, None] + columns)[valid]]
-        return table, counts.astype(np.int32)
+    def _images(self, ids, split):
+        order = self.partition.train_order if split == "train" else self.partition.test_order
+        counts = self._counts(ids, split)
+        first = np.repeat(self._offsets(split)[ids] - np.cumsum(counts) + counts, counts)
+        return counts, order[first + np.arange(len(first))]

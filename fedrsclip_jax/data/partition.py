@@ -11,8 +11,9 @@ import hashlib
 import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Int32, Int64
@@ -72,33 +73,48 @@ class Partition:
 
     def save(self, path: str | Path) -> None:
         """Writes an npz file, or nothing at all should it be interrupted."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, **{name: getattr(self, name) for name in _FIELDS})
-            os.chmod(temporary, 0o644)  # temporary files are readable for their owner alone
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        save_arrays(path, {name: getattr(self, name) for name in _FIELDS})
 
     @classmethod
     def load(cls, path: str | Path) -> "Partition":
         """Reads what `save` wrote; `InputError` where that is missing or damaged."""
-        try:
-            with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-                train, train_offsets, test, test_offsets = (file[name] for name in _FIELDS)
-            for order, offsets in ((train, train_offsets), (test, test_offsets)):
-                if offsets[0] != 0 or offsets[-1] != len(order) or (np.diff(offsets) < 0).any():
-                    raise ValueError("offsets do not fit the images")
-            if len(train_offsets) != len(test_offsets):
-                raise ValueError("training and test images of different numbers of clients")
-        except Exception as error:  # a damaged zip file raises anything from BadZipFile to zlib.error
-            reason = " ".join(str(error).split()) if Path(path).exists() else "no such file"
-            raise InputError(f"cannot read partition {path} ({reason}); delete it and start the run anew") from error
-        return cls(train, train_offsets, test, test_offsets)
+        return cls(*load_arrays(path, _FIELDS))
+
+
+def save_arrays(path: str | Path, arrays: Mapping[str, Any]) -> None:
+    """Writes an npz file, or nothing at all should it be interrupted."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, **arrays)
+        os.chmod(temporary, 0o644)  # temporary files are readable for their owner alone
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def load_arrays(path: str | Path, names: Sequence[str]) -> list[np.ndarray]:
+    """The named arrays of an npz file, the last four of which are training images, offsets, test images, offsets.
+
+    Raises:
+        InputError: the file is missing or damaged, or the offsets do not fit.
+    """
+    try:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+            arrays = [file[name] for name in names]
+        train, train_offsets, test, test_offsets = arrays[-4:]
+        for order, offsets in ((train, train_offsets), (test, test_offsets)):
+            if offsets[0] != 0 or offsets[-1] != len(order) or (np.diff(offsets) < 0).any():
+                raise ValueError("offsets do not fit the images")
+        if len(train_offsets) != len(test_offsets):
+            raise ValueError("training and test images of different numbers of clients")
+    except Exception as error:  # a damaged zip file raises anything from BadZipFile to zlib.error
+        reason = " ".join(str(error).split()) if Path(path).exists() else "no such file"
+        raise InputError(f"cannot read partition {path} ({reason}); delete it and start the run anew") from error
+    return arrays
 
 
 def partition(
@@ -143,7 +159,8 @@ def partition(
         raise InputError(
             f"partition.clients={clients} with partition.min_examples={min_examples} need "
             f"{clients * min_examples} training images and there are {len(train_index)}; "
-            f"give at most {len(train_index) // min_examples} clients"
+            f"give at most {len(train_index) // min_examples} clients, or partition.kind=virtual, whose clients "
+            "share images"
         )
     if kind == "dirichlet" and not (math.isfinite(alpha) and alpha > 0):
         raise InputError(f"partition.alpha={alpha} is out of range; give a finite number above 0, such as 0.1")

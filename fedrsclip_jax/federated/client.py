@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from fedrsclip_jax.clip.backbone import Backbone
 from fedrsclip_jax.config import Config
+from fedrsclip_jax.federated.adam import scale_by_adam
 from fedrsclip_jax.methods.base import Batch, Weights
 
 Scalar = Float[Array, ""]
@@ -72,16 +73,14 @@ class LocalPlan:
                 optax.add_decayed_weights(hyper.weight_decay),
                 optax.sgd(hyper.learning_rate, momentum=hyper.momentum),
             )
-        if self.optimizer == "adam":
-            return optax.chain(
-                optax.add_decayed_weights(hyper.weight_decay),
-                optax.adam(hyper.learning_rate, b1=hyper.momentum),
-            )
-        return optax.adamw(hyper.learning_rate, b1=hyper.momentum, weight_decay=hyper.weight_decay)
+        decay, adam = optax.add_decayed_weights(hyper.weight_decay), scale_by_adam(hyper.momentum)
+        # AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) keeps the decay out of the running means.
+        steps = (decay, adam) if self.optimizer == "adam" else (adam, decay)
+        return optax.chain(*steps, optax.scale_by_learning_rate(hyper.learning_rate))
 
 
 class Dataset(NamedTuple):
-    """Images as features, the same on every device.
+    """Images as features: all of them on every device, or on each device those of its own clients.
 
     Attributes:
       features: unit-norm, one row an image, for each cached view; training draws a view per image and step.
@@ -93,12 +92,12 @@ class Dataset(NamedTuple):
 
 
 class Members(NamedTuple):
-    """Some clients, with a leading axis `clients` (none inside a lane).
+    """Clients, one a row; inside a lane the leading axis is gone.
 
     Attributes:
-      ids: numbers in the population; a negative one is padding.
-      rows: which images a client owns, padded on the right.
-      counts: how many; 0 for padding.
+      ids: client numbers; -1 is padding.
+      rows: images of each client as rows of a `Dataset`, padded with anything.
+      counts: images of each client.
     """
 
     ids: Int[AnyArray, "*clients"]
@@ -106,86 +105,110 @@ class Members(NamedTuple):
     counts: Int[AnyArray, "*clients"]
 
 
-class Update(NamedTuple):
-    """What comes out of a client's round.
+class Brief(NamedTuple):
+    """What a client knows at the start of a round.
 
     Attributes:
-      delta: change of the shared variables.
-      private: the private variables, which stay.
-      sums: figures of the loss, summed over the images seen, and `images` itself.
+      key: of this client in this round.
+      order: its images in the order of each epoch.
+      count: of its images; the columns of `order` beyond it are padding.
     """
 
-    delta: PyTree
-    private: PyTree
-    sums: dict[str, Scalar]
+    key: PRNGKeyArray
+    order: Int[Array, "*clients epochs width"]
+    count: Int[Array, "*clients"]
 
 
-def train_client(
-    graph: Any,
-    plan: LocalPlan,
-    shared: PyTree,
-    private: PyTree,
-    member: Members,
-    data: Dataset,
-    backbone: Backbone,
-    hyper: Hyper,
-    key: PRNGKeyArray,
-) -> Update:
-    """Trains one client from (shared, its private) with a fresh optimiser.
+class Training(NamedTuple):
+    """What a client carries from one local step to the next.
 
-    Args:
+    Attributes:
+      prompts: shared and private variables.
+      optimizer: state of its optimiser, which starts fresh each round.
+      sums: of each figure, weighted by images, with `images` themselves.
+      taken: steps so far.
+    """
+
+    prompts: tuple[PyTree, PyTree]
+    optimizer: PyTree
+    sums: dict[str, Array]
+    taken: Int[Array, "*clients"]
+
+
+class Client(NamedTuple):
+    """What a client does in a round, as pure functions of one client; `jax.vmap` makes them lanes.
+
+    Attributes:
       graph: of the method's module, split by (Shared, Private).
-      key: of the round; batches depend on it and on the client's number alone, never on lane or device.
-
-    The number of steps is the client's own: under `vmap` a loop runs as long as its longest lane, and lanes
-    that are through keep their state.
+      plan: sizes of the work.
+      shared: the server's shared variables at the start of the round.
     """
-    transform = plan.transform(hyper)
-    weights = Weights(hyper.pacl_weight, hyper.cmfac_weight)
-    key = jax.random.fold_in(key, jnp.maximum(member.ids, 0))
-    width = member.rows.shape[0]
-    per_epoch = (member.counts + plan.batch_size - 1) // plan.batch_size
-    places = jnp.arange(plan.batch_size, dtype=jnp.int32)
 
-    def objective(prompts, batch: Batch):
-        loss, figures = nnx.merge(graph, *prompts).loss(batch, backbone, weights)
+    graph: Any
+    plan: LocalPlan
+    shared: PyTree
+    data: Dataset
+    backbone: Backbone
+    hyper: Hyper
+
+    def brief(self, member: Members, key: PRNGKeyArray) -> Brief:
+        """Shuffles the client's images for each epoch; `key` is the round's.
+
+        The draw follows (seed, round, client) alone: it does not matter where the client works.
+        """
+        key = jax.random.fold_in(key, jnp.maximum(member.ids, 0))
+        width = member.rows.shape[0]
+
+        def shuffled(epoch):
+            scores = jax.random.uniform(jax.random.fold_in(key, epoch), (width,))
+            return member.rows[jnp.argsort(jnp.where(jnp.arange(width) < member.counts, scores, 2.0))]
+
+        return Brief(key, jax.vmap(shuffled)(jnp.arange(self.plan.epochs)), jnp.asarray(member.counts))
+
+    def start(self, private: PyTree) -> Training:
+        prompts = (self.shared, private)
+        embed = self.data.features.shape[-1]
+        blank = Batch(
+            jnp.zeros((self.plan.batch_size, embed), self.data.features.dtype),
+            jnp.zeros((self.plan.batch_size,), self.data.labels.dtype),
+            jnp.zeros((self.plan.batch_size,), bool),
+        )
+        names = jax.eval_shape(lambda p, b: self._objective(p, b)[1], prompts, blank)
+        sums: dict[str, Array] = dict.fromkeys((*names, "images"), jnp.zeros((), jnp.float32))
+        return Training(prompts, self.plan.transform(self.hyper).init(prompts), sums, jnp.zeros((), jnp.int32))
+
+    def step(self, training: Training, brief: Brief) -> Training:
+        """One step of the optimiser on the next batch; the last batch of an epoch may be smaller."""
+        size, width = self.plan.batch_size, brief.order.shape[1]
+        per_epoch = (brief.count + size - 1) // size
+        epoch, place = training.taken // jnp.maximum(per_epoch, 1), training.taken % jnp.maximum(per_epoch, 1)
+        at = place * size + jnp.arange(size, dtype=jnp.int32)
+        mask = at < brief.count
+        rows = brief.order[jnp.minimum(epoch, self.plan.epochs - 1), jnp.minimum(at, width - 1)]
+        batch = Batch(self._look(brief.key, epoch, place, rows), self.data.labels[rows], mask)
+        gradient, figures = jax.grad(self._objective, has_aux=True)(training.prompts, batch)
+        transform = self.plan.transform(self.hyper)
+        updates, optimizer = transform.update(gradient, training.optimizer, training.prompts)
+        seen = jnp.sum(mask).astype(jnp.float32)
+        sums = {name: training.sums[name] + seen * value for name, value in {**figures, "images": 1.0}.items()}
+        prompts: Any = optax.apply_updates(training.prompts, updates)
+        return Training(prompts, optimizer, sums, training.taken + 1)
+
+    def delta(self, training: Training) -> PyTree:
+        """The change of the shared variables, which is what is sent."""
+        return jax.tree.map(jnp.subtract, training.prompts[0], self.shared)
+
+    def _look(self, key: PRNGKeyArray, epoch, place, rows: Int[Array, " batch"]) -> Float[Array, "batch embed"]:
+        """Features of images, each in a view that is drawn for this step."""
+        if self.data.features.shape[0] == 1:
+            return self.data.features[0, rows]
+        key = jax.random.fold_in(jax.random.fold_in(key, epoch), place + 1)
+        return self.data.features[jax.random.randint(key, rows.shape, 0, self.data.features.shape[0]), rows]
+
+    def _objective(self, prompts: tuple[PyTree, PyTree], batch: Batch):
+        weights = Weights(self.hyper.pacl_weight, self.hyper.cmfac_weight)
+        loss, figures = nnx.merge(self.graph, *prompts).loss(batch, self.backbone, weights)
         # FedProx (Li et al. 2020, arXiv:1812.06127): mu/2 |P_s - P_s of the server|^2, on the live variables.
-        drift = sum(jnp.sum((a - b) ** 2) for a, b in zip(*map(jax.tree.leaves, (prompts[0], shared)), strict=True))
-        return loss + 0.5 * hyper.proximal_weight * drift, {"loss": loss, **figures}
-
-    def epoch(number, state):
-        epoch_key = jax.random.fold_in(key, number)
-        scores = jax.random.uniform(epoch_key, (width,))
-        order = jnp.argsort(jnp.where(jnp.arange(width) < member.counts, scores, 2.0))
-
-        def step(place, state):
-            prompts, opt_state, sums = state
-            at = place * plan.batch_size + places
-            mask = at < member.counts
-            rows = member.rows[order[jnp.minimum(at, width - 1)]]
-            views = jax.random.randint(jax.random.fold_in(epoch_key, place + 1), rows.shape, 0, data.features.shape[0])
-            batch = Batch(data.features[views, rows], data.labels[rows], mask)
-            gradient, figures = jax.grad(objective, has_aux=True)(prompts, batch)
-            updates, opt_state = transform.update(gradient, opt_state, prompts)
-            seen = jnp.sum(mask).astype(jnp.float32)
-            sums = {name: sums[name] + seen * value for name, value in {**figures, "images": 1.0}.items()}
-            return optax.apply_updates(prompts, updates), opt_state, sums
-
-        return jax.lax.fori_loop(0, per_epoch, step, state)
-
-    prompts = (shared, private)
-    blank = Batch(
-        jnp.zeros((plan.batch_size, data.features.shape[-1]), data.features.dtype),
-        jnp.zeros((plan.batch_size,), data.labels.dtype),
-        jnp.zeros((plan.batch_size,), bool),
-    )
-    figures = jax.eval_shape(lambda p, b: objective(p, b)[1], prompts, blank)
-    # Zeros that vary over devices as the client does, which the loop's carry must from its first turn on.
-    zero = jnp.zeros((), jnp.float32) * member.counts.astype(jnp.float32)
-    sums = dict.fromkeys((*figures, "images"), zero)
-    opt_state = jax.tree.map(
-        lambda x: x + member.counts.astype(x.dtype) * jnp.zeros((), x.dtype), transform.init(prompts)
-    )
-    prompts, _, sums = jax.lax.fori_loop(0, plan.epochs, epoch, (prompts, opt_state, sums))
-    delta = jax.tree.map(jnp.subtract, prompts[0], shared)
-    return Update(delta, prompts[1], sums)
+        pairs = zip(jax.tree.leaves(prompts[0]), jax.tree.leaves(self.shared), strict=True)
+        drift = sum(jnp.sum((mine - servers) ** 2) for mine, servers in pairs)
+        return loss + 0.5 * self.hyper.proximal_weight * drift, {"loss": loss, **figures}

@@ -1,4 +1,4 @@
-"""Who takes part in a round, and how these clients are laid out over devices and lanes.
+"""Who takes part in a round, and when each of them works: on which device, in which lane, at which turn.
 
 Everything here is a pure function of (seed, round), so that a resumed run draws the same clients.
 """
@@ -11,16 +11,20 @@ from jaxtyping import Bool, Int
 _COHORT, _DROPOUT = 1, 2  # streams of the seed
 
 
-class Layout(NamedTuple):
-    """Clients in the order of devices, of chunks in a device, of lanes in a chunk.
+class Timetable(NamedTuple):
+    """When the clients of one round work. A device takes turns; at each, every lane takes one step of one client.
 
     Attributes:
-      ids: padded with -1 to devices x chunks x lanes.
-      wasted: share of lane-steps that do no work: lanes that wait for the longest of their chunk, devices
-        that wait for the busiest.
+      members: places in the cohort of the clients of each device, padded with -1.
+      turns: whose step each lane takes, as an index into the device's `members`; -1 is an idle lane. A client's
+        steps never fall on the same turn, but may move from lane to lane.
+      length: turns that each device needs; later rows of `turns` are padding.
+      wasted: share of lane-steps without work, idle lanes and waiting devices together.
     """
 
-    ids: Int[np.ndarray, " slots"]
+    members: Int[np.ndarray, "devices slots"]
+    turns: Int[np.ndarray, "devices turns lanes"]
+    length: Int[np.ndarray, " devices"]
     wasted: float
 
 
@@ -42,20 +46,42 @@ def draw_answering(
     return (ids >= 0) & (np.asarray(lots) >= dropout)
 
 
-def lay_out(ids: Int[np.ndarray, " cohort"], steps: Int[np.ndarray, " cohort"], devices: int, lanes: int) -> Layout:
-    """Clients of like length share a chunk; chunks go to the device with the least work so far."""
-    order = np.argsort(-steps, kind="stable")
-    chunks = -(-len(ids) // lanes)
-    per_device = -(-chunks // devices)
-    slots = np.full((devices, per_device, lanes), -1, ids.dtype)
-    work = np.zeros(devices)
-    filled = np.zeros(devices, int)
-    for start in range(0, len(ids), lanes):
-        chosen = order[start : start + lanes]
-        free = np.flatnonzero(filled < per_device)
-        device = free[np.argmin(work[free])]
-        slots[device, filled[device], : len(chosen)] = ids[chosen]
-        work[device] += steps[chosen].max()
-        filled[device] += 1
-    spent = devices * lanes * work.max()
-    return Layout(slots.reshape(-1), float(1 - steps.sum() / spent) if spent else 0.0)
+def most_turns(longest: int, slots: int, lanes: int) -> int:
+    """Turns that suffice for any `slots` clients of at most `longest` steps each."""
+    return max(longest, -(-longest * slots // lanes))
+
+
+def lay_out(steps: Int[np.ndarray, " cohort"], devices: int, lanes: int, turns: int | None = None) -> Timetable:
+    """The shortest timetable for clients of so many steps.
+
+    Clients go to devices one by one, the longest first, to the device with the least work and room left. On a
+    device the steps of its clients stand in one row which is cut into lanes of equal length (McNaughton 1959): no
+    lane waits unless a single client is longer than the others together fill.
+
+    Args:
+      turns: rows of the table, so that all rounds have one shape; by default as many as are needed.
+    """
+    slots = -(-len(steps) // devices)
+    members = np.full((devices, slots), -1, np.int32)
+    work, filled = np.zeros(devices, np.int64), np.zeros(devices, int)
+    if devices == 1:
+        members[0] = np.arange(len(steps))
+    else:
+        for client in np.argsort(-steps, kind="stable"):
+            free = np.flatnonzero(filled < slots)
+            device = free[np.argmin(work[free])]
+            members[device, filled[device]] = client
+            work[device] += steps[client]
+            filled[device] += 1
+    rows, length = [], np.zeros(devices, np.int32)
+    for device, own in enumerate(members):
+        lengths = np.where(own >= 0, steps[own], 0)
+        length[device] = max(lengths.max(initial=0), -(-lengths.sum() // lanes))
+        row = np.full(length[device] * lanes, -1, np.int32)
+        row[: lengths.sum()] = np.repeat(np.arange(slots, dtype=np.int32), lengths)
+        rows.append(row.reshape(lanes, length[device]).T)
+    table = np.full((devices, int(length.max()) if turns is None else turns, lanes), -1, np.int32)
+    for device, row in enumerate(rows):
+        table[device, : len(row)] = row
+    spent = devices * lanes * int(length.max())
+    return Timetable(members, table, length, float(1 - steps.sum() / spent) if spent else 0.0)

@@ -51,7 +51,8 @@ class Population:
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds: numbers of the drawn clients and their variables, one leaf a key."""
         ids = self.drawn
-        leaves = jax.tree.leaves(self.gather(ids)) if len(ids) else []
+        rows = [self._row[int(k)] for k in ids]
+        leaves = [kept[rows] for kept in self._leaves or []]
         return {"ids": ids, "leaves": {str(i): leaf for i, leaf in enumerate(leaves)}}
 
     def restore(self, state: dict[str, Any]) -> None:

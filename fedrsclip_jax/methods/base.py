@@ -82,8 +82,19 @@ def masked_mean(values: Float[Array, " batch"], mask: Bool[Array, " batch"]) -> 
 
 def cross_entropy(logits: Float[Array, "batch classes"], batch: Batch) -> Float[Array, ""]:
     """Mean negative log-likelihood of the batch's labels."""
-    picked = jnp.take_along_axis(jax.nn.log_softmax(logits), batch.labels[:, None], axis=1)[:, 0]
-    return -masked_mean(picked, batch.mask)
+    return -masked_mean(of_label(jax.nn.log_softmax(logits), batch), batch.mask)
+
+
+def cosines(
+    features: Float[Array, "batch embed"], texts: Float[Array, "classes embed"]
+) -> Float[Array, "batch classes"]:
+    """f_i . t_c in full single precision; accelerators round such products unless told, and CLIP scales by 100."""
+    return jnp.matmul(features, texts.T, precision=jax.lax.Precision.HIGHEST)
+
+
+def of_label(values: Float[Array, "batch classes"], batch: Batch) -> Float[Array, " batch"]:
+    """Each row's entry of its own class. By a product, since the gradient of indexing is a slow scatter on CPUs."""
+    return jnp.sum(values * jax.nn.one_hot(batch.labels, values.shape[1]), axis=1)
 
 
 def accuracy(logits: Float[Array, "batch classes"], batch: Batch) -> Float[Array, ""]:

@@ -23,9 +23,11 @@ from fedrsclip_jax.methods.base import (
     Shared,
     Weights,
     accuracy,
+    cosines,
     cross_entropy,
     draw_prompt,
     masked_mean,
+    of_label,
 )
 
 
@@ -58,7 +60,7 @@ class FedRSCLIP(nnx.Module):
         return loss, {"ce": ce, "pacl": pacl, "cmfac": cmfac, "accuracy": accuracy(logits, batch)}
 
     def global_logits(self, features: Float[Array, "batch embed"], backbone: Backbone) -> Float[Array, "batch classes"]:
-        return backbone.scale * features @ backbone.encode(self.shared[...]).T
+        return backbone.scale * cosines(features, backbone.encode(self.shared[...]))
 
     def personal_logits(
         self, features: Float[Array, "batch embed"], backbone: Backbone
@@ -68,7 +70,7 @@ class FedRSCLIP(nnx.Module):
     def _texts(self, backbone: Backbone) -> Float[Array, "prompts classes embed"]:
         """Text features of P_s, P_k and, where they are joined in one sequence, of both."""
         shared, private = self.shared[...], self.private[...]
-        alone = jax.vmap(backbone.encode)(jnp.stack([shared, private]))
+        alone = backbone.encode(jnp.stack([shared, private]))
         if self.combine != "concat":
             return alone
         return jnp.concatenate([alone, backbone.encode(jnp.concatenate([shared, private]))[None]])
@@ -76,10 +78,10 @@ class FedRSCLIP(nnx.Module):
     def _logits(self, features, texts, backbone: Backbone) -> Float[Array, "batch classes"]:
         if self.combine == "logits":
             # The mean of the logits is the logits of the mean feature, left unnormalised.
-            return backbone.scale * features @ jnp.mean(texts, axis=0).T
+            return backbone.scale * cosines(features, jnp.mean(texts, axis=0))
         if self.combine == "features":
-            return backbone.scale * features @ unit(jnp.mean(texts, axis=0)).T
-        return backbone.scale * features @ texts[2].T
+            return backbone.scale * cosines(features, unit(jnp.mean(texts, axis=0)))
+        return backbone.scale * cosines(features, texts[2])
 
     def _pacl(self, texts) -> Float[Array, ""]:
         if self.pacl == "tokens":
@@ -87,11 +89,10 @@ class FedRSCLIP(nnx.Module):
         return 1 - jnp.mean(jnp.sum(texts[0] * texts[1], axis=-1))
 
     def _cmfac(self, batch: Batch, texts, backbone: Backbone) -> Float[Array, ""]:
-        cosines = jnp.einsum("bd,pcd->pbc", batch.features, texts[:2])
+        each = jnp.stack([cosines(batch.features, text) for text in texts[:2]])
         if self.cmfac == "cosine":
-            own = jnp.take_along_axis(cosines, batch.labels[None, :, None], axis=2)[..., 0]
-            return 1 - masked_mean(jnp.mean(own, axis=0), batch.mask)
-        return jnp.mean(jax.vmap(lambda c: _symmetric_infonce(c, batch, backbone.scale))(cosines))
+            return 1 - masked_mean(of_label(jnp.mean(each, axis=0), batch), batch.mask)
+        return jnp.mean(jax.vmap(lambda c: _symmetric_infonce(c, batch, backbone.scale))(each))
 
 
 def _symmetric_infonce(

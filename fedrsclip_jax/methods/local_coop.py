@@ -5,7 +5,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from fedrsclip_jax.clip.backbone import Backbone
 from fedrsclip_jax.config import MethodConfig
-from fedrsclip_jax.methods.base import Batch, Private, Weights, accuracy, cross_entropy, draw_prompt
+from fedrsclip_jax.methods.base import Batch, Private, Weights, accuracy, cosines, cross_entropy, draw_prompt
 
 
 class LocalCoOp(nnx.Module):
@@ -28,9 +28,9 @@ class LocalCoOp(nnx.Module):
         return ce, {"ce": ce, "accuracy": accuracy(logits, batch)}
 
     def global_logits(self, features: Float[Array, "batch embed"], backbone: Backbone) -> Float[Array, "batch classes"]:
-        return backbone.scale * features @ backbone.zero_shot.T
+        return backbone.scale * cosines(features, backbone.zero_shot)
 
     def personal_logits(
         self, features: Float[Array, "batch embed"], backbone: Backbone
     ) -> Float[Array, "batch classes"]:
-        return backbone.scale * features @ backbone.encode(self.private[...]).T
+        return backbone.scale * cosines(features, backbone.encode(self.private[...]))

@@ -5,7 +5,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from fedrsclip_jax.clip.backbone import Backbone
 from fedrsclip_jax.config import MethodConfig
-from fedrsclip_jax.methods.base import Batch, Shared, Weights, accuracy, cross_entropy, draw_prompt
+from fedrsclip_jax.methods.base import Batch, Shared, Weights, accuracy, cosines, cross_entropy, draw_prompt
 
 
 class PromptFL(nnx.Module):
@@ -28,7 +28,7 @@ class PromptFL(nnx.Module):
         return ce, {"ce": ce, "accuracy": accuracy(logits, batch)}
 
     def global_logits(self, features: Float[Array, "batch embed"], backbone: Backbone) -> Float[Array, "batch classes"]:
-        return backbone.scale * features @ backbone.encode(self.shared[...]).T
+        return backbone.scale * cosines(features, backbone.encode(self.shared[...]))
 
     def personal_logits(
         self, features: Float[Array, "batch embed"], backbone: Backbone

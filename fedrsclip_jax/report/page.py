@@ -28,9 +28,11 @@ def write_report(workdir: Path) -> Path:
     rounds = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     title = f"{summary['method']} on {summary['dataset']}, seed {summary['seed']}"
     federation, zero = summary["personalised"], summary["zero_shot"]
+    ids = federation.get("clients", range(summary["num_clients"]))
+    scored = f" ({len(ids)} of them scored)" if "clients" in federation else ""
     parts = [
         f"<h1>{html.escape(title)}</h1>",
-        f"<p>{summary['num_clients']} clients, {summary['num_classes']} classes, {summary['rounds']} rounds, "
+        f"<p>{summary['num_clients']:,} clients{scored}, {summary['num_classes']} classes, {summary['rounds']} rounds, "
         f"backbone {html.escape(summary['backbone'])}. Each client sends "
         f"{summary['uplink_params_per_client_round']:,} numbers a round; {summary['bytes_sent']:,} bytes in all.</p>",
         "<h2>Accuracy</h2>",
@@ -59,8 +61,10 @@ def write_report(workdir: Path) -> Path:
         _table(
             ("client", "%", ""),
             [
-                (str(k), *_percents(own), "" if own is None else _bar(own, zero["on_clients"]["per_client"][k]))
-                for k, own in enumerate(federation["per_client"][:200])
+                (str(k), *_percents(own), "" if own is None else _bar(own, before))
+                for k, own, before in zip(
+                    ids[:200], federation["per_client"][:200], zero["on_clients"]["per_client"][:200], strict=True
+                )
             ],
         ),
         "<h2>By round</h2>",

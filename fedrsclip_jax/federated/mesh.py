@@ -1,0 +1,110 @@
+"""The devices of a federation: one axis, `clients`; how values come to lie on it, and come back."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from fedrsclip_jax import distributed
+from fedrsclip_jax.errors import InputError
+
+AXIS = "clients"
+SAME, SPLIT, SPLIT_BY_ROUND = PartitionSpec(), PartitionSpec(AXIS), PartitionSpec(None, AXIS)
+
+MOST_LANES = 64  # on an accelerator, if the user does not say
+
+
+def make_mesh(devices: int) -> Mesh:
+    """The axis of clients over the first `devices` devices; 0 is all of all processes."""
+    available = jax.devices()
+    if devices > len(available):
+        raise InputError(
+            f"spmd.devices = {devices}, but JAX sees {len(available)} ({available[0].platform}); use at most that, "
+            "or 0 for all"
+        )
+    if devices not in (0, len(available)) and jax.process_count() > 1:
+        raise InputError(
+            f"spmd.devices = {devices}, but {jax.process_count()} processes hold {len(available)}, and all of "
+            "them have to work; set it to 0 for all"
+        )
+    chosen = available[: devices or len(available)]
+    return jax.make_mesh((len(chosen),), (AXIS,), axis_types=(AxisType.Auto,), devices=chosen)
+
+
+def replicate(mesh: Mesh, tree: PyTree) -> PyTree:
+    """The same values on every device. What a round is given lies as what it returns, or it would compile twice."""
+    return _put(tree, NamedSharding(mesh, SAME))
+
+
+def spread(mesh: Mesh, tree: PyTree, spec: PartitionSpec = SPLIT) -> PyTree:
+    """One axis of every leaf, by default the leading one, divided over the devices."""
+    # A single device returns what it was given split as whole; handed over split again, it would compile twice.
+    return _put(tree, NamedSharding(mesh, spec if mesh.size > 1 else SAME))
+
+
+def fetch(tree: PyTree) -> PyTree:
+    """The values on the host; of several processes, on each of them."""
+
+    def one(leaf: Any) -> np.ndarray:
+        if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+            return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+        return np.asarray(leaf)
+
+    return jax.tree.map(one, tree)
+
+
+def memory_limit(mesh: Mesh) -> int | None:
+    """Bytes that JAX may use on any device; None where the platform does not say (CPUs)."""
+    stats = mesh.local_devices[0].memory_stats() or {}
+    limits = [limit for limit in distributed.exchange(stats.get("bytes_limit")) if limit is not None]
+    return min(limits, default=None)
+
+
+def choose_lanes(
+    asked: int, share: int, steps: int, longest: int, platform: str, fits: Callable[[int], bool] = lambda lanes: True
+) -> int:
+    """Clients trained at a time on a device.
+
+    Args:
+      asked: by the user; 0 leaves the choice to us.
+      share: clients of a device in a round.
+      steps, longest: of all clients of a device together, and of the longest one, in a typical round. A client's
+        steps follow each other, so more than `steps / longest` lanes would only wait for it.
+      platform: of the devices, as JAX names it.
+      fits: whether a program of so many lanes has room in memory.
+
+    Returns:
+      What the user asked for, or else one lane on a CPU (fastest there: one client already fills its cores), and on
+      an accelerator as many as stay busy and fit.
+    """
+    if asked:
+        return min(asked, share)
+    if platform == "cpu":
+        return 1
+    lanes = max(1, min(share, MOST_LANES, steps // max(longest, 1)))
+    while lanes > 1 and not fits(lanes):
+        lanes //= 2
+    return lanes
+
+
+def _put(tree: PyTree, sharding: NamedSharding) -> PyTree:
+    """Values that every process has, on the devices."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+
+    # `device_put` would have the processes compare every value, in a collective each. Here a process sends its devices
+    # what is theirs, and meets nobody.
+    def one(leaf: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return jax.device_put(leaf, sharding)
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(one(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(one, tree)
