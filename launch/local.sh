@@ -26,7 +26,7 @@ fi
 stamp="$venv/.installed-$(cat "$top/setup.cfg" "$top/pyproject.toml" | cksum | tr -d ' \t')"
 if [ ! -f "$stamp" ]; then
   echo "launch/local.sh: installing into $venv (once; a few minutes)" >&2
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$top[test]"
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "${top}[test]"
   touch "$stamp"
 fi
 
