@@ -1,6 +1,7 @@
 """The command line: verbs, flags and exit codes. Parsing only; nothing here imports JAX until a verb runs.
 
-Exit codes: 0 all is well, 2 bad input (one line says what and how to mend it), 130 interrupted.
+Exit codes: 0 all is well, 1 a result that fails its check, 2 bad input (one line says what and how to mend it), 130
+interrupted.
 """
 
 import argparse
@@ -10,8 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fedrsclip_jax import __version__
-from fedrsclip_jax.errors import InputError
+from fedrsclip_jax import __version__, distributed
+from fedrsclip_jax.errors import CheckError, InputError
+
+_BY_MANY = ("train", "evaluate")  # verbs that several processes may run as one
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,12 +26,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if known.verb is None:
             parser.print_help()
             return 0
-        known.run(known, _overrides(rest))
-    except InputError as error:
-        print(f"fedrsclip: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        return 2
+        overrides = _overrides(rest)
+        if known.verb in _BY_MANY:
+            distributed.start()
+        else:
+            distributed.refuse(known.verb)
+        known.run(known, overrides)
+        distributed.exchange("done")  # who leaves early is taken for dead
+    except (InputError, CheckError) as error:
+        if distributed.first():
+            print(f"fedrsclip: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:
-        print("fedrsclip: interrupted", file=sys.stderr)
+        if distributed.first():
+            print("fedrsclip: interrupted", file=sys.stderr)
         return 130
     return 0
 
@@ -80,6 +91,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--workdir", type=Path, required=True, help="folder of a run")
 
+    export = verb(
+        "export",
+        _export,
+        "write prompts or a classifier of a run for PyTorch, compared with our own logits",
+        "fedrsclip export --workdir=runs/aid --format=classifier --output=classifier",
+    )
+    export.add_argument("--workdir", type=Path, required=True, help="folder of a run")
+    export.add_argument(
+        "--format",
+        required=True,
+        help="prompts: coop, fedotp, flip, fedtpg, safetensors; for inference: classifier, onnx; the CLIP: huggingface",
+    )
+    export.add_argument("--output", type=Path, required=True, help="new folder")
+    export.add_argument("--client", type=int, metavar="K", help="the model of client K; default the federation's")
+    export.add_argument("--all-clients", action="store_true", help="the model of each client, below OUTPUT/client_K")
+    export.add_argument(
+        "--checkpoint", metavar="N|best", default="last", help="of round N, or the best; default the last"
+    )
+    export.add_argument("--with-backbone", action="store_true", help="a classifier with a copy of its image tower")
+    export.add_argument("--overwrite", action="store_true", help="replace an earlier export")
+
     pretrain = verb(
         "pretrain",
         _pretrain,
@@ -115,7 +147,8 @@ def _train(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     from fedrsclip_jax import config as configuration
 
     file = known.config or str(configuration.default_file())
-    config = configuration.resolve(configuration.Config, configuration.load_file(file), overrides)
+    with distributed.together():
+        config = configuration.resolve(configuration.Config, configuration.load_file(file), overrides)
     workdir = _workdir(known.workdir, file)
 
     from rich.console import Console
@@ -124,9 +157,10 @@ def _train(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     from fedrsclip_jax.progress import Progress
 
     compilation.keep_on_disk()
-    result = comparison.compare(config, workdir, Progress(quiet=known.quiet))
-    comparison.show(result, Console())
-    print(f"results in {workdir}")
+    result = comparison.compare(config, workdir, Progress(quiet=known.quiet or not distributed.first()))
+    if distributed.first():
+        comparison.show(result, Console())
+        print(f"results in {workdir}")
 
 
 def _evaluate(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
@@ -136,8 +170,30 @@ def _evaluate(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> No
     from fedrsclip_jax.progress import Progress
 
     compilation.keep_on_disk()
-    result = rescore.rescore(known.workdir, overrides, Progress(quiet=known.quiet))
-    comparison.show(result, Console())
+    result = rescore.rescore(known.workdir, overrides, Progress(quiet=known.quiet or not distributed.first()))
+    if distributed.first():
+        comparison.show(result, Console())
+
+
+def _export(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+    from fedrsclip_jax import compilation
+    from fedrsclip_jax.export.exporter import Request, export
+    from fedrsclip_jax.progress import Progress
+
+    compilation.keep_on_disk()
+    chosen = {name: value for name, value in vars(known).items() if name in Request.__dataclass_fields__}
+    certificates = export(Request(**chosen), overrides, Progress(quiet=known.quiet))
+    worst = max(certificates, key=lambda certificate: certificate.get("max_abs_difference", 0.0))
+    if worst["verified"]:
+        print(
+            f"logits within {worst['max_abs_difference']:.1e} of ours on {worst['images']['count']} "
+            f"{'images of the run' if worst['images']['origin'] == 'run' else 'random images'}, predicted classes equal"
+        )
+    else:
+        print(f"not verified: {worst['reason']}")
+    if any(certificate["run"].get("took_part") is False for certificate in certificates):
+        print(f"client {known.client} never took part: its private prompt is its initial draw, untrained")
+    print(f"{known.format} in {known.output}")
 
 
 def _pretrain(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:

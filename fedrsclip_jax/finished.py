@@ -1,0 +1,169 @@
+"""A finished run, opened again from its folder."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Int32, PyTree, UInt8
+
+from fedrsclip_jax import config as configuration
+from fedrsclip_jax.checkpoint import Checkpoints
+from fedrsclip_jax.clip.backbone import Backbone
+from fedrsclip_jax.config import Config
+from fedrsclip_jax.data.sources import ImageSource
+from fedrsclip_jax.errors import InputError
+from fedrsclip_jax.federated.aggregate import Server
+from fedrsclip_jax.federated.initial import initial
+from fedrsclip_jax.federated.population import Population
+from fedrsclip_jax.methods import find_method
+from fedrsclip_jax.prompts import imported, starting_from
+from fedrsclip_jax.task import Task, load_source, load_task
+
+# What may be said anew of a finished run: where its data, backbone and first prompts lie, and the machine.
+MOVABLE = ("backbone", "data.source", "data.tfds_dir", "init_from", "spmd.devices", "spmd.clients_per_device")
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a run's folder tells before its checkpoint is read.
+
+    Attributes:
+      workdir: the folder.
+      config: of this run alone, with what was said anew.
+      summary: `summary.json`.
+      task: images and backbone; without images where they were not asked for and cannot be found.
+    """
+
+    workdir: Path
+    config: Config
+    summary: dict[str, Any]
+    task: Task
+
+
+@dataclass(frozen=True)
+class Restored:
+    """The variables of a checkpoint.
+
+    Attributes:
+      round: after which it was written.
+      graph, shared: of the method's module, and its shared variables.
+      population: the private variables of all clients.
+      backbone: that the method's module reads.
+    """
+
+    round: int
+    graph: Any
+    shared: PyTree
+    population: Population
+    backbone: Backbone
+
+    def module(self, client: int) -> nnx.Module:
+        """The method's module as one client has it."""
+        private = jax.tree.map(lambda leaf: leaf[0], self.population.gather(np.array([client])))
+        return nnx.merge(self.graph, self.shared, private)
+
+
+def open_run(
+    workdir: Path, overrides: Sequence[tuple[str, str]], *, images: bool = True, dtype: str | None = None
+) -> FinishedRun:
+    """Opens a finished run.
+
+    Args:
+      workdir: its folder.
+      overrides: keys that say where things lie now; see `MOVABLE`.
+      images: whether they are needed; if not, class names that the run has kept will do.
+      dtype: of the towers, instead of the run's.
+
+    Raises:
+      InputError: the folder holds no finished run, or backbone or classes are not the ones of the run.
+    """
+    for name, _ in overrides:
+        if name not in MOVABLE:
+            raise InputError(f"--config.{name}: a finished run is what it was; only {', '.join(MOVABLE)} may differ")
+    written = workdir / "config.json"
+    if not written.is_file():
+        raise InputError(f"--workdir: {workdir} holds no config.json; give the folder of a run of `fedrsclip train`")
+    config = configuration.resolve(Config, _read(written), overrides)
+    config = dataclasses.replace(config, seeds=1, baselines=(), dtype=dtype or config.dtype)
+    if not (workdir / "summary.json").is_file():
+        raise InputError(f"--workdir: {workdir} holds no summary.json; the run has not finished")
+    summary = _read(workdir / "summary.json")
+    task = load_task(config, _source(config, summary, images))
+    if task.digest != summary["backbone_sha256"]:
+        raise InputError(f"backbone: {config.backbone} has other weights than the run had; give the same backbone")
+    return FinishedRun(workdir, config, summary, task)
+
+
+def restore(run: FinishedRun, checkpoint: str = "last") -> Restored:
+    """The variables of one of a run's checkpoints; no image is needed.
+
+    Args:
+      checkpoint: `last`, `best` or a round.
+
+    Raises:
+      InputError: there is no such checkpoint.
+    """
+    config = run.config
+    prompts = imported(config, run.task.clip_config)
+    backbone = run.task.backbone(config.method)
+    graph, shared, population = initial(
+        config,
+        starting_from(prompts, find_method(config.method.name)),
+        backbone,
+        run.task.context_start(config.method),
+        run.summary["num_clients"],
+    )
+    # The shared variables are the first of what a server keeps; its optimiser's state is left where it is.
+    with Checkpoints(run.workdir) as checkpoints:
+        number, server = checkpoints.restore(Server(shared, ()), population, checkpoint)
+    return Restored(number, graph, server.shared, population, backbone)
+
+
+class NoImages:
+    """An image source of which only the class names are known."""
+
+    def __init__(self, class_names: Sequence[str]):
+        self.class_names = tuple(class_names)
+        self.domain_names = ("all",)
+        self.labels: Int32[np.ndarray, images] = np.zeros(0, np.int32)
+        self.domains: Int32[np.ndarray, images] = np.zeros(0, np.int32)
+        self.digests: list[str] = []
+
+    def __len__(self) -> int:
+        return 0
+
+    def image(self, i: int) -> UInt8[np.ndarray, "height width 3"]:
+        raise IndexError(i)
+
+    def name(self, i: int) -> str:
+        raise IndexError(i)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f"--workdir: {path} is not JSON ({error}); give the folder of a sound run") from error
+
+
+def _source(config: Config, summary: dict[str, Any], needed: bool) -> ImageSource:
+    kept = summary.get("class_names")
+    try:
+        source = load_source(config.data)
+    except InputError:
+        if needed or kept is None:
+            raise
+        return NoImages(kept)
+    names = list(source.class_names)
+    if len(names) != summary["num_classes"] or (kept is not None and names != kept):
+        raise InputError(
+            f"data.source: {config.data.source} has {len(names)} classes, {names[0]!r} to {names[-1]!r}, which are not "
+            f"those of the run; give the images of the run by --config.data.source"
+        )
+    return source

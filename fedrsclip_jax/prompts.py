@@ -1,0 +1,198 @@
+"""Prompts that come from elsewhere: files of CoOp, FedOTP, Flip and our own, as what a run starts from.
+
+A file is read as tensors and numbers alone (`weights_only=True`); nothing in it is executed.
+"""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Float
+from safetensors import safe_open
+
+from fedrsclip_jax.clip.model import CLIPConfig
+from fedrsclip_jax.config import Config
+from fedrsclip_jax.errors import InputError
+from fedrsclip_jax.methods.base import Private, Shared
+
+
+class Prompts(NamedTuple):
+    """Text prompts in fp32, of the federation and of one client; either may be missing.
+
+    Attributes:
+      shared: what the server keeps; also the one prompt of a file that holds a single one.
+      private: what a client keeps.
+    """
+
+    shared: Float[np.ndarray, "context width"] | None = None
+    private: Float[np.ndarray, "context width"] | None = None
+
+    @property
+    def present(self) -> dict[str, np.ndarray]:
+        """Those that there are, by name, shared before private."""
+        return {name: prompt for name, prompt in zip(self._fields, self, strict=True) if prompt is not None}
+
+
+def imported(config: Config, clip: CLIPConfig) -> Prompts | None:
+    """The prompts of `init_from`, which fit the run; None where it is empty.
+
+    Raises:
+      InputError: the file cannot be read, or its prompts are not of the run's number of tokens and width.
+    """
+    if not config.init_from:
+        return None
+    if config.method.context_init:
+        raise InputError(
+            f"method.context_init = {config.method.context_init!r} and init_from = {config.init_from!r} both say what "
+            "prompts start from; give one of them"
+        )
+    prompts = read(config.init_from)
+    for prompt in prompts.present.values():
+        tokens, width = prompt.shape
+        what = f"init_from: {config.init_from.partition(':')[2]} holds a prompt of {tokens} tokens"
+        if width != clip.text.width:
+            raise InputError(
+                f"{what} of width {width}; the text tower of {config.backbone} is {clip.text.width} wide; give a "
+                "prompt of the same backbone"
+            )
+        if tokens > clip.positions - 3:
+            raise InputError(
+                f"{what}; this CLIP reads {clip.positions} with start, class name and end; give a shorter prompt"
+            )
+        if tokens != config.method.context_tokens:
+            raise InputError(f"{what}; set method.context_tokens = {tokens} (it is {config.method.context_tokens})")
+    return prompts
+
+
+def starting_from(prompts: Prompts | None, make: Callable[..., nnx.Module]) -> Callable[..., nnx.Module]:
+    """A method of which every module starts from given prompts, without noise, instead of its draw.
+
+    The shared prompt goes to the federation's, the private one to every client's. A method with prompts of one kind
+    takes the one of that kind, or the one there is; what a file does not hold is drawn as ever.
+    """
+    if prompts is None:
+        return make
+
+    def made(*arguments) -> nnx.Module:
+        module = make(*arguments)
+        states = {kind: nnx.state(module, kind) for kind in (Shared, Private)}
+        kinds = [kind for kind, state in states.items() if jax.tree.leaves(state)]
+        for kind, own, other in ((Shared, *prompts), (Private, *prompts[::-1])):
+            prompt = other if own is None and kinds == [kind] else own
+            if prompt is not None and kind in kinds:
+                nnx.update(module, jax.tree.map(lambda _, p=prompt: jnp.asarray(p), states[kind]))
+        return module
+
+    return made
+
+
+def read(spec: str) -> Prompts:
+    """The prompts of `FORMAT:FILE`.
+
+    Raises:
+      InputError: an unknown format, no such file, or one that holds something else.
+    """
+    kind, _, name = spec.partition(":")
+    if kind not in READERS or not name:
+        raise InputError(f"init_from = {spec!r} is not known; write {', '.join(f'{k}:FILE' for k in READERS)}")
+    path = Path(name).expanduser()
+    if not path.is_file():
+        inside = sorted((path / "prompt_learner").glob("model*.pth.tar*")) if path.is_dir() else []
+        remedy = f"give {inside[-1]}" if inside else "give the file of a prompt"
+        raise InputError(f"init_from: {path} is {'a folder' if path.is_dir() else 'no file'}; {remedy}")
+    prompts = READERS[kind](path)
+    if not all(np.isfinite(prompt).all() for prompt in prompts.present.values()):
+        raise InputError(f"init_from: {path} holds numbers that are not finite; give the prompt of a sound run")
+    return prompts
+
+
+def _coop(path: Path) -> Prompts:
+    context = _context(path)
+    if context.ndim == 2:
+        return Prompts(context)
+    remedies = {1: f"write flip:{path}", 2: f"write fedotp:{path} if it is FedOTP's"}
+    remedy = remedies.get(context.shape[0], "contexts of single classes have no place here")
+    raise InputError(f"init_from: ctx in {path} has shape {list(context.shape)}; CoOp's is [tokens, width]; {remedy}")
+
+
+def _fedotp(path: Path) -> Prompts:
+    context = _context(path)
+    if context.ndim == 3 and context.shape[0] == 2:
+        return Prompts(context[0], context[1])
+    raise InputError(
+        f"init_from: ctx in {path} has shape {list(context.shape)}; FedOTP's is [2, tokens, width], shared and "
+        f"private; write coop:{path} or flip:{path} for a single prompt"
+    )
+
+
+def _flip(path: Path) -> Prompts:
+    context = _context(path)
+    if context.ndim == 3 and context.shape[0] == 1:
+        return Prompts(context[0])
+    raise InputError(
+        f"init_from: ctx in {path} has shape {list(context.shape)}; Flip's is [1, tokens, width]; write coop:{path} "
+        f"for [tokens, width], fedotp:{path} for [2, tokens, width]"
+    )
+
+
+def _safetensors(path: Path) -> Prompts:
+    try:
+        with safe_open(path, framework="flax") as file:
+            held = set(file.keys()) & set(Prompts._fields)
+            found = {name: np.asarray(file.get_tensor(name)) for name in held}
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"init_from: {path} cannot be read as safetensors ({reason}); export it again") from error
+    if not found:
+        raise InputError(f"init_from: {path} holds neither `shared` nor `private`; give what `fedrsclip export` wrote")
+    for name, prompt in found.items():
+        if prompt.ndim != 2 or str(prompt.dtype) not in WIDENED:
+            raise InputError(
+                f"init_from: {name} in {path} is {prompt.dtype} of shape {list(prompt.shape)}; a prompt is "
+                f"[tokens, width] of {', '.join(WIDENED)}"
+            )
+    return Prompts(**{name: prompt.astype(np.float32) for name, prompt in found.items()})
+
+
+WIDENED = ("float32", "float16", "bfloat16")
+READERS: dict[str, Callable[[Path], Prompts]] = {
+    "coop": _coop,
+    "fedotp": _fedotp,
+    "flip": _flip,
+    "safetensors": _safetensors,
+}
+
+
+def _context(path: Path) -> np.ndarray:
+    """`ctx` of a PyTorch file, alone or in a `state_dict`, of the prompt learner or the whole model; in fp32."""
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError(
+            f"init_from: {path} needs PyTorch to be read; run `pip install fedrsclip_jax[torch]`, or give a prompt as "
+            "safetensors:FILE"
+        ) from error
+    try:
+        written: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"init_from: {path} is no PyTorch file, or holds more than tensors and numbers, which is not loaded; if "
+            "you trust it, keep its prompt alone: torch.save({'state_dict': {'ctx': CTX}}, FILE)"
+        ) from error
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"init_from: {path} cannot be read ({reason}); copy or export it again") from error
+    state = written.get("state_dict", written) if isinstance(written, dict) else {}
+    named = {name: state[name] for name in state if name == "ctx" or name.endswith("prompt_learner.ctx")}
+    if len(named) != 1:
+        raise InputError(f"init_from: {path} holds {len(named) or 'no'} tensors called ctx; it must hold one prompt")
+    (context,) = named.values()
+    dtype = str(getattr(context, "dtype", type(context).__name__)).removeprefix("torch.")
+    if dtype not in WIDENED or not 2 <= context.ndim <= 3:
+        raise InputError(f"init_from: ctx in {path} is {dtype}; a prompt is a tensor of {', '.join(WIDENED)}")
+    return context.detach().to(torch.float32).numpy().copy()
