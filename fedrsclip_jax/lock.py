@@ -1,0 +1,212 @@
+"""A lock on a run's folder that says who holds it, so that no two runs write into one.
+
+`DIR/.lock` names the holder. Where the system has `flock`, the file is locked as well: the system lets go of that when
+a process ends, however it ends, so a lock that is left behind by a dead process is told from one that is held without
+trusting process ids, which are used again. Locks of other machines cannot be told apart like that, as not every network
+file system carries `flock` over; they are refused, with the remedy.
+"""
+
+import errno
+import json
+import os
+import platform
+import stat
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from fedrsclip_jax.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None
+
+FILE = ".lock"
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+# What `flock` answers where a file system has none.
+_UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
+
+
+class Holder(NamedTuple):
+    """Who holds a lock.
+
+    Attributes:
+      pid: of the process.
+      host: name of its machine.
+      since: when it took the lock, local time with the offset to UTC.
+      boot: of the machine, a new one each time it starts; empty where the system does not say. Containers have names
+        of their own and share it.
+    """
+
+    pid: int
+    host: str
+    since: str
+    boot: str
+
+    @classmethod
+    def me(cls) -> "Holder":
+        boot = ""
+        with suppress(OSError):
+            boot = _BOOT.read_text().strip()
+        return cls(os.getpid(), platform.node(), datetime.now().astimezone().isoformat(timespec="seconds"), boot)
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host} since {self.since}"
+
+
+_held: set[int] = set()  # files that this process has locked
+
+
+@contextmanager
+def hold(workdir: Path) -> Iterator[Holder | None]:
+    """Holds the lock on a folder that exists, for the body of a `with`.
+
+    Yields:
+      The dead holder from whom the lock was taken over, if any.
+
+    Raises:
+      InputError: the folder is in use, or cannot be written to.
+    """
+    path = workdir / FILE
+    try:
+        file, previous = _take(path)
+    except OSError as error:
+        raise InputError(
+            f"--workdir: {path} cannot be written ({error.strerror}); make {workdir} writable, or name another folder"
+        ) from error
+    _held.add(file)
+    try:
+        yield previous
+    finally:
+        if file in _held:  # not so in a fork, which owns nothing
+            with suppress(OSError):
+                if _is_at(file, path):  # a lock that somebody deleted is perhaps another run's by now
+                    path.unlink()
+            _held.discard(file)
+            os.close(file)
+
+
+def _take(path: Path) -> tuple[int, Holder | None]:
+    previous = None
+    while True:
+        file, created = _open(path)
+        try:
+            taken, holder = _sign(file, created, path)
+        except BaseException:
+            os.close(file)
+            raise
+        previous = holder or previous
+        if taken:
+            return file, previous
+        os.close(file)
+
+
+def _open(path: Path) -> tuple[int, bool]:
+    """The file, and whether it is new; never what a link points to."""
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+    while True:
+        with suppress(FileExistsError):
+            return os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666), True
+        with suppress(FileNotFoundError):  # gone since; then it can be made
+            return os.open(path, flags), False
+
+
+def _sign(file: int, created: bool, path: Path) -> tuple[bool, Holder | None]:
+    """Locks the file and writes who we are: whether that went well, or is to be tried again, and who was there."""
+    me, locked = Holder.me(), _flock(file)
+    holder, written = _read(file)
+    in_use = f"--workdir: {path.parent} is in use by {holder or 'another process'}"
+    if locked is False:
+        raise InputError(f"{in_use}; wait until it ends, or name another folder")
+    if not _is_at(file, path):  # its holder deleted it before we locked it
+        return False, None
+    if holder is not None and not _same_machine(holder, me):
+        raise InputError(f"{in_use}, which cannot be seen from here; if that process is dead, delete {path}")
+    if locked is None and not created:
+        if holder is None or _alive(holder.pid):
+            raise InputError(f"{in_use}; wait until it ends, name another folder, or delete {path} if it is dead")
+        _set_aside(path, written)
+        return False, holder
+    os.ftruncate(file, 0)
+    os.pwrite(file, json.dumps(me._asdict()).encode() + b"\n", 0)
+    return True, holder
+
+
+def _flock(file: int) -> bool | None:
+    """Whether we have the lock now; None where there are no such locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in _UNSUPPORTED:
+            return None
+        raise
+    return True
+
+
+def _read(file: int) -> tuple[Holder | None, bytes]:
+    """What the file says; no holder if it says nothing of sense, as after a crash while it was written."""
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+    written = os.pread(file, 4096, 0)
+    with suppress(ValueError, TypeError):
+        holder = Holder(**json.loads(written))
+        names = (holder.host, holder.since, holder.boot)
+        if isinstance(holder.pid, int) and all(isinstance(name, str) and name.isprintable() for name in names):
+            return holder, written
+    return None, written
+
+
+def _is_at(file: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _same_machine(one: Holder, other: Holder) -> bool:
+    return one.host == other.host or (one.boot != "" and one.boot == other.boot)
+
+
+def _alive(pid: int) -> bool:
+    """Whether there is a process of this number, perhaps another by now; yes, where that cannot be asked."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _set_aside(path: Path, written: bytes) -> None:
+    """Removes a dead lock without `flock`; one that somebody else has taken over meanwhile is put back."""
+    aside = path.with_name(f"{FILE}.{uuid.uuid4().hex}")
+    with suppress(FileNotFoundError):
+        path.rename(aside)
+        if aside.read_bytes() != written:
+            with suppress(FileExistsError):
+                os.link(aside, path)
+        aside.unlink()
+
+
+def _let_go_in_fork() -> None:
+    """A fork shares the locks of its parent, and would keep them when the parent is dead."""
+    for file in _held:
+        with suppress(OSError):
+            os.close(file)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_in_fork)
