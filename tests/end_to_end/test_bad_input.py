@@ -106,7 +106,11 @@ def photographs(folder: Path, counts: dict[str, int]) -> Path:
         (["--config.rounds=0"], ("'rounds'", "0", "at least 1")),
         (["--config.partition.alpha=0"], ("'partition.alpha'", "0.0", "above 0")),
         (["--config.partition.alpha=-0.1"], ("'partition.alpha'", "-0.1", "above 0")),
-        (["--config.partition.kind=random"], ("'partition.kind'", "'random'", "iid, dirichlet, classes, domain")),
+        (["--config.partition.clients=2147483648"], ("'partition.clients'", "between 1 and 2147483647")),
+        (
+            ["--config.partition.kind=random"],
+            ("'partition.kind'", "'random'", "iid, dirichlet, classes, domain, virtual"),
+        ),
         (["--config.method.name=fedrsclp"], ("method.name", "'fedrsclp'", "'fedrsclip'", "promptfl")),
         (["--config.baselines=promtfl"], ("baselines", "'promtfl'", "'promptfl'", "local_coop")),
         (["--config=configs/missing.py"], ("no file 'configs/missing.py'", "give FILE.py")),
@@ -190,6 +194,20 @@ def test_more_clients_than_images(refused, federation):
     line = refused("train", *federation, "--config.partition.clients=1000")
     assert "partition.clients=1000" in line
     assert "give at most 48 clients" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ("cohort = 0 is everyone", "all 2 clients", "such as 64")),
+        (["--config.cohort=3"], ("cohort = 3", "partition.clients = 2")),
+        (["--config.cohort=1", "--config.partition.examples_per_client=99"], ("examples_per_client=99", "1 to 48")),
+    ],
+)
+def test_virtual_clients(refused, federation, arguments, words):
+    line = refused("train", *federation, "--config.partition.kind=virtual", *arguments)
+    for word in words:
+        assert word in line, line
 
 
 def test_more_classes_a_client_than_there_are(refused, federation):

@@ -10,7 +10,7 @@ import pytest
 from fedrsclip_jax import cli
 from fedrsclip_jax import config as configuration
 from fedrsclip_jax.data.partition import Partition
-from fedrsclip_jax.federated.round import run_round
+from fedrsclip_jax.federated.round import rounds_program
 from tests.conftest import REPOSITORY
 
 AID = REPOSITORY.parent / "shared" / "data" / "aid"
@@ -111,9 +111,9 @@ def test_equal_seeds_give_equal_bits_and_evaluate_gives_the_same_scores(train, c
 def test_one_compilation_serves_all_rounds_of_a_run(train):
     flags = ("--config.seeds=1", "--config.baselines=", "--config.cohort=3", "--config.rounds=5")
     flags += ("--config.local.batch_size=13",)  # a program that no other test has compiled
-    before = run_round._cache_size()
+    before = rounds_program()._cache_size()
     train("run", *flags)
-    assert run_round._cache_size() == before + 1
+    assert rounds_program()._cache_size() == before + 1
 
 
 @pytest.mark.parametrize("method", ["fedrsclip", "local_coop"])
@@ -182,6 +182,23 @@ def test_every_shipped_configuration_is_valid():
         kind = configuration.PretrainConfig if file.stem.startswith("pretrain") else configuration.Config
         configuration.resolve(kind, configuration.load_file(str(file)))
         assert "fedrsclip" in file.read_text().split('"""')[1] or "launch/local.sh" in file.read_text().split('"""')[1]
+
+
+def test_a_million_clients_of_whom_few_take_part(tiny_folder, tmp_path):
+    """The shipped configuration with fewer rounds, images and local steps, but all of its clients."""
+    workdir = tmp_path / "million"
+    words = ("train", "--quiet", f"--config={REPOSITORY / 'configs/million_clients.py'}", f"--workdir={workdir}")
+    smaller = ("--config.rounds=3", "--config.cohort=8", "--config.local.epochs=1", "--config.baselines=")
+    few = (f"--config.backbone={tiny_folder}", "--config.data.scenes.count=640", "--config.data.image_size=32")
+    assert cli.main([*words, *smaller, *few]) == 0
+    summary = read(workdir)
+    assert summary["num_clients"] == 1_000_000
+    took_part = summary["personalised"]["clients"]
+    assert len(took_part) == len(summary["personalised"]["per_client"]) == summary["num_scored_clients"] == 24
+    assert max(took_part) > 10_000, "they come from the whole population"
+    assert summary["zero_shot"]["on_clients"]["clients"] == took_part
+    # What is kept grows with the 24 clients that were drawn: a list of all would take megabytes a number.
+    assert sum(path.stat().st_size for path in workdir.rglob("*") if path.is_file()) < 2**20
 
 
 @pytest.mark.skipif(not AID.is_dir(), reason="AID is not in ../shared/data/aid")
