@@ -1,34 +1,81 @@
-"""Runs saved by Orbax: the server's state, the private prompts of every client ever drawn, the round."""
+"""Runs saved by Orbax: the server's state, the private prompts of every client drawn so far, and a record of the run.
+
+A checkpoint appears under its final name in one step, so that a process that is killed leaves none that is half
+written. What lies on disk may be damaged later all the same: each carries the sha256 of what it holds, and one that
+does not read as it was written is passed over for the newest that does.
+"""
 
 import functools
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
 from fedrsclip_jax import distributed
-from fedrsclip_jax.errors import InputError
+from fedrsclip_jax.errors import DISK_REFUSALS, InputError
 from fedrsclip_jax.federated.aggregate import Server
 from fedrsclip_jax.federated.population import Population
 
-FOLDER = "checkpoints"
+FOLDER, BEST = "checkpoints", "best"
+_STATE, _RECORD = "state", "record"
+_log = logging.getLogger(__name__)
+
+
+class Saved(NamedTuple):
+    """A checkpoint that has been read.
+
+    Attributes:
+      round: after which it was written.
+      shared, optimizer: leaves of the server's state, in the order of its tree.
+      population: as `Population.state()` gave it.
+      record: what else was saved, as JSON holds it.
+    """
+
+    round: int
+    shared: list[np.ndarray]
+    optimizer: list[np.ndarray]
+    population: dict[str, Any]
+    record: dict[str, Any]
+
+    def server(self, like: Server) -> Server:
+        """The server's state, on the host, in the structure of one like it."""
+        trees = zip(like, (self.shared, self.optimizer), strict=True)
+        return Server(*(jax.tree.unflatten(jax.tree.structure(tree), leaves) for tree, leaves in trees))
 
 
 class Checkpoints:
-    """The checkpoints of one run; a context manager, on leaving which everything is on disk."""
+    """The checkpoints in one folder; a context manager, on leaving which everything is on disk.
 
-    def __init__(self, workdir: Path, keep: int = 1):
-        self.folder, self._keep = (workdir / FOLDER).absolute(), keep
+    Args:
+      workdir: of the run.
+      keep: how many are kept, the newest.
+      folder: of `workdir`: `FOLDER`, or `BEST` for the one that scored best.
+    """
+
+    def __init__(self, workdir: Path, keep: int = 1, folder: str = FOLDER):
+        self.folder, self._keep = (workdir / folder).absolute(), keep
+        self._owned = False  # or what another process is just saving would be cleared away
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind: Any, *_) -> None:
         if "_manager" in self.__dict__:
-            self._manager.wait_until_finished()
-            self._manager.close()
+            try:
+                self.wait()
+            except InputError:
+                if kind is None:  # else what ended the body is the first cause, and is not to be covered
+                    raise
+            finally:
+                self._manager.close()
 
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
@@ -36,45 +83,155 @@ class Checkpoints:
         # first writes, and whoever sees the folder reads.
         me = jax.process_index()
         alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
-        self.folder.mkdir(parents=True, exist_ok=True)
-        options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, create=False, multiprocessing_options=alone)
+        with self._writing():
+            self.folder.mkdir(parents=True, exist_ok=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self._keep,
+            create=False,
+            cleanup_tmp_directories=self._owned,
+            multiprocessing_options=alone,
+        )
         return ocp.CheckpointManager(self.folder, options=options)
 
-    def save(self, number: int, server: Server, population: Population) -> None:
-        """Saves the state after round `number`; returns before it is on disk."""
-        if not distributed.first():
-            return
-        tree = {"server": _leaves(server), "population": population.state()}
-        self._manager.save(number, args=ocp.args.StandardSave(tree))
+    def rounds(self) -> list[int]:
+        """After which rounds there is a checkpoint, ascending; damaged ones count."""
+        return sorted(self._manager.all_steps(read=True)) if self.folder.is_dir() else []
 
-    def restore(self, server: Server, population: Population, which: str = "last") -> tuple[int, Server]:
-        """A checkpoint: its round and the server's state; `population` is filled.
-
-        Args:
-          server: one of the same shape, for the structure; leaves that it lacks at its end are left out.
-          which: `last`, `best` or a round.
+    def save(self, number: int, server: Server, population: Population, record: dict[str, Any] | None = None) -> None:
+        """Saves the state after round `number`, unless that is there; returns before it is on disk.
 
         Raises:
-          InputError: there is no such checkpoint.
+          InputError: it cannot be written, or the one before could not.
         """
-        number = self._number(which)
-        tree: Any = self._manager.restore(number, args=ocp.args.StandardRestore())
-        leaves = [jax.numpy.asarray(tree["server"][name]) for name in _leaves(server)]
-        population.restore(tree["population"])
-        return number, jax.tree.unflatten(jax.tree.structure(server), leaves)
+        if not distributed.first() or number in self.rounds():
+            return
+        kept = population.state()
+        trees = {"shared": server.shared, "optimizer": server.optimizer, "private": list(kept["leaves"].values())}
+        state = {"drawn": np.asarray(len(kept["ids"])), "ids": kept["ids"]}
+        # By number: Orbax then needs to know no class of ours. Copies, since what they are of may be donated to the
+        # next round while they are being written.
+        for what, tree in trees.items():
+            state |= {f"{what}.{i:03d}": np.array(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
+        state = {name: leaf for name, leaf in state.items() if leaf.size}  # Orbax knows no empty ones
+        written = {"sha256": _digest(state), "record": record or {}}
+        with self._writing():
+            self._manager.save(
+                number,
+                args=ocp.args.Composite(**{_STATE: ocp.args.StandardSave(state), _RECORD: ocp.args.JsonSave(written)}),
+            )
 
-    def _number(self, which: str) -> int:
-        kept = sorted(self._manager.all_steps())
+    def wait(self) -> None:
+        """Until all that was saved is on disk.
+
+        Raises:
+          InputError: it cannot be written.
+        """
+        if "_manager" in self.__dict__:
+            with self._writing():
+                self._manager.wait_until_finished()
+
+    def restore(self, which: str = "last") -> Saved:
+        """A checkpoint.
+
+        Args:
+          which: `last`, which is the newest sound one, or a round.
+
+        Raises:
+          InputError: there is no such checkpoint, or no sound one.
+        """
+        kept = self.rounds()
         if not kept:
-            raise InputError(f"{self.folder} holds no checkpoint; give the --workdir of a run that has finished")
-        if which == "last":
-            return kept[-1]
-        if which.isdecimal() and int(which) in kept:
-            return int(which)
-        what = "marks none as best" if which == "best" else f"holds none of round {which}"
-        raise InputError(f"--checkpoint={which}: {self.folder} {what}; kept are {', '.join(map(str, kept))}")
+            raise InputError(f"{self.folder} holds no checkpoint; give the --workdir of a run that has saved one")
+        if which != "last":
+            if not (which.isdecimal() and int(which) in kept):
+                raise InputError(
+                    f"--checkpoint={which}: {self.folder} holds none of round {which}; kept are "
+                    f"{', '.join(map(str, kept))}"
+                )
+            kept = [int(which)]
+        for number in reversed(kept):
+            try:
+                return self._read(number)
+            except _Damaged as damaged:
+                _log.warning("%s", damaged)
+        raise InputError(
+            f"{self.folder}: no checkpoint can be read, of {', '.join(map(str, kept))}; they are damaged, or of "
+            "another version; delete the folder to start anew"
+        )
+
+    def resume(self) -> Saved | None:
+        """The newest sound checkpoint, from which a run goes on; None where none was saved.
+
+        Damaged ones after it are deleted, so that their rounds can be saved again.
+
+        Raises:
+          InputError: there are checkpoints, and none of them can be read.
+        """
+        self._owned = distributed.first()
+        if not self.rounds():
+            return None
+        saved = self.restore()
+        self.delete_after(saved.round)
+        return saved
+
+    def delete_after(self, number: int) -> None:
+        """Deletes those after a round."""
+        self._owned = distributed.first()
+        for later in self.rounds():
+            if later > number and self._owned:
+                self._manager.delete(later)
+
+    def _read(self, number: int) -> Saved:
+        try:
+            found: Any = self._manager.restore(
+                number,
+                args=ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(), _RECORD: ocp.args.JsonRestore()}),
+            )
+            state, written = found[_STATE], found[_RECORD]
+            sound = _digest(state) == written["sha256"]
+        except Exception as error:  # whatever a library makes of files that are cut off or gone
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise _Damaged(f"checkpoint {number} in {self.folder} cannot be read ({reason})") from error
+        if not sound:
+            raise _Damaged(f"checkpoint {number} in {self.folder} does not hold what was saved")
+        shared, optimizer, private = (_under(what, state) for what in ("shared", "optimizer", "private"))
+        kept = {"ids": state.get("ids", np.zeros(0, np.int64)), "leaves": private}
+        return Saved(number, list(shared.values()), list(optimizer.values()), kept, written["record"])
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What a disk refuses is said in a line; Orbax may wrap it into errors of several kinds."""
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            said = str(error)
+            reason = next((words for words in map(os.strerror, DISK_REFUSALS) if words in said), None)
+            if reason is None:
+                raise
+            free = ""
+            if self.folder.is_dir():
+                free = f", {shutil.disk_usage(self.folder).free / 2**20:,.1f} MiB are free"
+            raise InputError(
+                f"{self.folder}: a checkpoint cannot be written ({reason}{free}); make room, and the same command "
+                "goes on from the last one that could"
+            ) from error
 
 
-def _leaves(server: Server) -> dict[str, np.ndarray]:
-    """Leaves in the order of the tree, by number: Orbax then needs to know no class of ours."""
-    return {f"{i:03d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(server))}
+class _Damaged(Exception):
+    """A checkpoint that does not read as it was written; the text says which and why."""
+
+
+def _under(what: str, state: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The leaves of one part, by number."""
+    names = sorted(name for name in state if name.startswith(f"{what}."))
+    return {str(i): np.asarray(state[name]) for i, name in enumerate(names)}
+
+
+def _digest(state: dict[str, Any]) -> str:
+    """sha256 of all arrays with their names, types and shapes."""
+    sha = hashlib.sha256()
+    for name in sorted(state):
+        array = np.ascontiguousarray(state[name])
+        sha.update(f"{name} {array.dtype} {array.shape}".encode())
+        sha.update(array.tobytes())
+    return sha.hexdigest()

@@ -1,10 +1,11 @@
 """The command line: verbs, flags and exit codes. Parsing only; nothing here imports JAX until a verb runs.
 
-Exit codes: 0 all is well, 1 a result that fails its check, 2 bad input (one line says what and how to mend it), 130
-interrupted.
+Exit codes: 0 all is well, 1 a result that fails its check, 2 bad input (one line says what and how to mend it), 130 and
+143 stopped by Ctrl-C and SIGTERM (a run is saved first, and a line says how to go on).
 """
 
 import argparse
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fedrsclip_jax import __version__, distributed
-from fedrsclip_jax.errors import CheckError, InputError
+from fedrsclip_jax.errors import DISK_REFUSALS, CheckError, InputError
+from fedrsclip_jax.interrupt import Interrupt, Stopped
 
 _BY_MANY = ("train", "evaluate")  # verbs that several processes may run as one
 
@@ -21,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = _parser()
+    debug = "--debug" in words
     try:
         known, rest = parser.parse_known_args(words)
         if known.verb is None:
@@ -33,15 +36,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
             distributed.refuse(known.verb)
         known.run(known, overrides)
         distributed.exchange("done")  # who leaves early is taken for dead
+    except Stopped as stopped:
+        distributed.exchange("done")
+        if not any(word.startswith("--workdir") for word in words):
+            words.append(f"--workdir={known.workdir}")
+        _say(f"{stopped}; to go on: {shlex.join(['fedrsclip', *words])}")
+        return stopped.exit_code
     except (InputError, CheckError) as error:
-        if distributed.first():
-            print(f"fedrsclip: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        if debug:
+            raise
+        _say(str(error))
         return 2 if isinstance(error, InputError) else 1
+    except OSError as error:
+        if debug or error.errno not in DISK_REFUSALS:
+            raise
+        _say(
+            f"{error.filename or 'a file'} cannot be written ({error.strerror}); make room or name another folder, and "
+            "run the same command again: what was saved is kept"
+        )
+        return 2
     except KeyboardInterrupt:
-        if distributed.first():
-            print("fedrsclip: interrupted", file=sys.stderr)
+        _say("interrupted")
         return 130
     return 0
+
+
+def _say(message: str) -> None:
+    """One line on standard error, by the first of several processes."""
+    if distributed.first():
+        print(f"fedrsclip: {' '.join(message.splitlines())}", file=sys.stderr)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -72,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         sub.set_defaults(run=run)
         sub.add_argument("--quiet", action="store_true", help="no progress, results only")
+        sub.add_argument("--debug", action="store_true", help="errors with their traceback")
         return sub
 
     train = verb(
@@ -81,7 +105,15 @@ def _parser() -> argparse.ArgumentParser:
         "fedrsclip train --config=configs/aid.py --config.backbone=runs/aid_clip --workdir=runs/aid",
     )
     train.add_argument("--config", metavar="FILE[:ARG]", help="configuration; default configs/quickstart.py")
-    train.add_argument("--workdir", type=Path, help="new folder for results; default runs/NAME-TIME")
+    train.add_argument(
+        "--workdir", type=Path, help="folder for results, new or of a run to go on with; default runs/NAME-TIME"
+    )
+    train.add_argument(
+        "--allow-changed",
+        metavar="KEY,...",
+        default="",
+        help="go on with a run although these keys differ from its own (or `data`, `partition`, `backbone`)",
+    )
 
     evaluate = verb(
         "evaluate",
@@ -149,7 +181,7 @@ def _train(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     file = known.config or str(configuration.default_file())
     with distributed.together():
         config = configuration.resolve(configuration.Config, configuration.load_file(file), overrides)
-    workdir = _workdir(known.workdir, file)
+    known.workdir = _workdir(known.workdir, file)
 
     from rich.console import Console
 
@@ -157,10 +189,13 @@ def _train(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     from fedrsclip_jax.progress import Progress
 
     compilation.keep_on_disk()
-    result = comparison.compare(config, workdir, Progress(quiet=known.quiet or not distributed.first()))
+    quiet = known.quiet or not distributed.first()
+    allowed = [key for key in known.allow_changed.split(",") if key]
+    with Interrupt(quiet=quiet) as interrupt:
+        result = comparison.compare(config, known.workdir, Progress(quiet=quiet), interrupt, allowed)
     if distributed.first():
         comparison.show(result, Console())
-        print(f"results in {workdir}")
+        print(f"results in {known.workdir}")
 
 
 def _evaluate(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fedrsclip_jax import distributed, experiment
+from fedrsclip_jax import distributed, experiment, workdir
 from fedrsclip_jax.config import Config, digest, to_dict
 from fedrsclip_jax.data.sources import fingerprint
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.federated.mesh import make_mesh
-from fedrsclip_jax.files import check_new, write_json
+from fedrsclip_jax.files import write_json
+from fedrsclip_jax.interrupt import Interrupt
 from fedrsclip_jax.methods import find_method
 from fedrsclip_jax.progress import Progress
 from fedrsclip_jax.prompts import imported
@@ -30,21 +32,30 @@ TITLES = {
 }
 
 
-def compare(config: Config, workdir: Path, progress: Progress) -> dict[str, Any]:
-    """Runs method and baselines for every seed.
+def compare(
+    config: Config, folder: Path, progress: Progress, interrupt: Interrupt, allowed: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Runs method and baselines for every seed, or goes on with what an earlier start has left undone.
 
-    The configured method with the first seed is the run of `workdir` itself; the others are complete runs below
-    `workdir/compared/`. `comparison.json` holds the table.
+    The configured method with the first seed is the run of `folder` itself; the others are complete runs below
+    `folder/compared/`. `comparison.json` holds the table.
+
+    Args:
+      interrupt, allowed: see `experiment.run`.
 
     Returns:
       The comparison: `rows` by name, `paired` differences of the method to each other row.
+
+    Raises:
+      InputError: something does not fit; if nothing is saved yet, nothing is left in `folder`.
+      Stopped: as `interrupt` asked.
     """
     # The configured method last, as the table shows it.
     names = [*dict.fromkeys((*config.baselines, config.method.name))]
     for name in names:
         find_method(name, "method.name" if name == config.method.name else "baselines")
     with distributed.together():
-        check_new(workdir)
+        workdir.check(folder)
         if config.cohort > config.partition.clients:
             raise InputError(
                 f"cohort = {config.cohort} of partition.clients = {config.partition.clients}; use at most that, or 0 "
@@ -60,25 +71,38 @@ def compare(config: Config, workdir: Path, progress: Progress) -> dict[str, Any]
         make_mesh(config.spmd.devices)
         held = {"configuration": digest(config), "backbone": task.digest, "data.source": fingerprint(task.source)}
     distributed.check_same(held)
-    began = time.perf_counter()
-    features = encode_images(config, task, progress)
-    encode_seconds = time.perf_counter() - began
+    with workdir.claim(folder) as dead:
+        if dead:
+            progress.say(f"{folder}: taken over from {dead}, which is dead")
+        began = time.perf_counter()
+        features = encode_images(config, task, progress, interrupt)
+        encode_seconds = time.perf_counter() - began
 
-    summaries: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    for seed in range(config.seed, config.seed + config.seeds):
-        for name in reversed(names):
-            alone = dataclasses.replace(
-                config, seed=seed, seeds=1, baselines=(), method=dataclasses.replace(config.method, name=name)
-            )
-            first = name == config.method.name and seed == config.seed
-            folder = workdir if first else workdir / "compared" / f"{name}-seed{seed}"
-            summaries[name].append(experiment.run(alone, task, features, folder, progress, encode_seconds))
-            if distributed.first():
-                write_report(folder)
-            encode_seconds = 0.0  # it was spent once
-    result = {"config": to_dict(config), **tabulate(summaries, config.method.name)}
-    write_json(workdir / "comparison.json", result)
-    return result
+        summaries: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+        for seed in range(config.seed, config.seed + config.seeds):
+            for name in reversed(names):
+                alone = dataclasses.replace(
+                    config, seed=seed, seeds=1, baselines=(), method=dataclasses.replace(config.method, name=name)
+                )
+                first = name == config.method.name and seed == config.seed
+                own = folder if first else folder / "compared" / f"{name}-seed{seed}"
+                summary = experiment.run(
+                    alone,
+                    task,
+                    features,
+                    own,
+                    progress,
+                    interrupt,
+                    allowed=allowed,
+                    encode_seconds=encode_seconds,
+                )
+                summaries[name].append(summary)
+                if distributed.first():
+                    write_report(own)
+                encode_seconds = 0.0  # it was spent once
+        result = {"config": to_dict(config), **tabulate(summaries, config.method.name)}
+        write_json(folder / "comparison.json", result)
+        return result
 
 
 def tabulate(summaries: dict[str, list[dict[str, Any]]], method: str) -> dict[str, Any]:

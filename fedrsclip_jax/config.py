@@ -141,7 +141,7 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    every: int = key(0, "rounds between checkpoints; 0 keeps the last round alone", low=0)
+    every: int = key(10, "rounds between checkpoints; 0 keeps the last round alone", low=0)
     keep: int = key(2, "checkpoints kept", low=1)
 
 
@@ -171,7 +171,11 @@ class Config:
     seeds: int = key(1, "runs, with seed, seed + 1, ...; each has its own partition", low=1)
     baselines: tuple = key((), "methods trained beside method.name on the same partitions, for the closing table")
     backbone: str = key("tiny", "`tiny` (embedded), a Hugging Face name, or a CLIP folder")
-    init_from: str = key("", "prompts to start from: `coop:FILE`, `fedotp:FILE`, `flip:FILE` or `safetensors:FILE`")
+    init_from: str = key(
+        "",
+        "prompts to start from: `run:FOLDER` (another run's shared prompt), `coop:FILE`, `fedotp:FILE`, `flip:FILE` or "
+        "`safetensors:FILE`",
+    )
     rounds: int = key(50, "of the federation", low=1)
     cohort: int = key(0, "clients drawn a round; 0 is everyone", low=0)
     dropout: float = key(0.0, "share of a cohort that fails to answer", low=0.0, high=0.99)

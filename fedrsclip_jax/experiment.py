@@ -1,107 +1,129 @@
 """One federated run, from a configuration to a folder of results; read it from top to bottom."""
 
 import json
-import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from fedrsclip_jax import compilation, distributed
+from fedrsclip_jax import compilation, distributed, workdir
 from fedrsclip_jax import config as configuration
-from fedrsclip_jax.checkpoint import Checkpoints
+from fedrsclip_jax.checkpoint import BEST, Checkpoints, Saved
 from fedrsclip_jax.config import Config
 from fedrsclip_jax.data.features import Features
+from fedrsclip_jax.data.sources import fingerprint
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.evaluate import score_zero_shot
+from fedrsclip_jax.federated.engine import Diverged
 from fedrsclip_jax.federation import Federation
-from fedrsclip_jax.files import check_new, make_folder, write_json, write_text
+from fedrsclip_jax.files import make_folder, read_json, write_json, write_text
+from fedrsclip_jax.interrupt import Interrupt
+from fedrsclip_jax.ledger import Ledger
 from fedrsclip_jax.progress import Progress
 from fedrsclip_jax.task import Task, divide
 
 
 def run(
-    config: Config, task: Task, features: Features, workdir: Path, progress: Progress, encode_seconds: float = 0.0
+    config: Config,
+    task: Task,
+    features: Features,
+    folder: Path,
+    progress: Progress,
+    interrupt: Interrupt,
+    *,
+    allowed: Sequence[str] = (),
+    encode_seconds: float = 0.0,
 ) -> dict[str, Any]:
-    """Trains, evaluates and saves one run.
+    """Trains, evaluates and saves one run, or goes on with it where it was left.
 
     Args:
       task, features: shared by runs on the same data; see `task.load_task` and `task.encode_images`.
-      workdir: a new or empty folder.
+      folder: of results; new, empty, or that of an earlier start of this run.
+      interrupt: asked after each dispatch whether to save and leave.
+      allowed: what may differ from the earlier start; see `workdir.check_same`.
       encode_seconds: what encoding took, for the summary.
 
     Returns:
       What `summary.json` says.
 
     Raises:
-      InputError: settings that do not fit the data or the backbone, or a run that diverges; nothing is left
-        in `workdir` then.
+      InputError: settings that do not fit the data, the backbone or the earlier start.
+      Diverged: prompts or loss are no longer finite; the last sound state is saved, if it is not the first.
+      Stopped: as `interrupt` asked; what was done is saved.
     """
+    title = f"{config.method.name}, seed {config.seed}"
     with distributed.together():
-        check_new(workdir)
         clients = divide(config, task, features.readable)
+        identity = {"backbone": task.digest, "data": fingerprint(task.source), "partition": clients.digest()}
+        finished = _earlier_start(config, folder, allowed)
+    if finished is not None and finished["rounds"] == config.rounds:
+        progress.say(f"{title}: finished before")
+        return finished
     federation = Federation(config, task, features, clients)
-    with distributed.together():
-        make_folder(workdir)
-    try:
-        return _run(config, task, features, federation, workdir, progress, encode_seconds)
-    except InputError:
-        # A run that diverges leaves nothing behind, and may be tried again in the same place.
-        if distributed.first():
-            shutil.rmtree(workdir)
-        raise
 
+    with Checkpoints(folder, config.checkpoint.keep) as checkpoints, Checkpoints(folder, folder=BEST) as best:
+        with distributed.together():
+            saved = checkpoints.resume()
+            best.delete_after(saved.round if saved else 0)
+            ledger = _opened(saved, config, identity, allowed)
+            make_folder(folder)
+        distributed.check_same({"checkpoint": str(ledger.round)})
+        if saved:
+            federation.restore(saved.server(federation.server), saved.population)
+            progress.say(f"{title}: goes on after round {ledger.round}")
+        ledger.seconds["encode"] += encode_seconds
+        _write_start(config, folder, federation, ledger)
+        zero_shot = score_zero_shot(features.plain, task.labels, clients, federation.scored, federation.backbone)
+        scores: dict[str, Any] = {}
 
-def _run(
-    config: Config,
-    task: Task,
-    features: Features,
-    federation: Federation,
-    workdir: Path,
-    progress: Progress,
-    encode_seconds: float,
-) -> dict[str, Any]:
-    clients = federation.clients
-    write_json(workdir / "config.json", configuration.to_dict(config))
-    if distributed.first():
-        clients.save(workdir / "partition.npz")
-    zero_shot = score_zero_shot(features.plain, task.labels, clients, federation.scored, federation.backbone)
+        def save(to: Checkpoints) -> None:
+            record = {"config": configuration.to_dict(config), "identity": identity, "ledger": ledger.to_dict()}
+            to.save(ledger.round, federation.server, federation.population, record)
 
-    seconds = {"encode": encode_seconds, "compile": 0.0, "train": 0.0, "evaluate": 0.0}
-    lines: list[dict[str, Any]] = []
-    bytes_sent = steps = 0
-    with (
-        Checkpoints(workdir, config.checkpoint.keep) as checkpoints,
-        progress.track(f"{config.method.name}, seed {config.seed}", config.rounds, unit="rounds") as bar,
-    ):
-        number = 0  # rounds done; round 0 is the initial draw
-        while number < config.rounds:
-            pause = _next_pause(config, number)
-            with compilation.measure(seconds, "train"):
-                dispatch = federation.advance(number + 1, pause - number)
-            for done in dispatch:
-                number += 1
-                steps += done.steps
-                bytes_sent += (done.answered + len(done.refused)) * federation.traffic.bytes
-            bar.advance_to(
-                number,
-                loss=done.figures.get("loss", 0.0),
-                accuracy=done.figures.get("accuracy", 0.0),
-                clients_per_second=done.clients / max(done.seconds, 1e-9),
-                bytes_sent=bytes_sent,
-            )
-            last = number == config.rounds
-            if last or number % config.eval.every == 0:
-                with compilation.measure(seconds, "evaluate"):
-                    scores = federation.score(complete=last)
-                lines.append({"round": number, **done.figures, "bytes_sent": bytes_sent, **_brief(scores)})
-                write_text(
-                    workdir / "metrics.jsonl", "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+        with progress.track(title, config.rounds, unit="rounds") as bar:
+            while ledger.round < config.rounds:
+                try:
+                    with compilation.measure(ledger.seconds, "train"):
+                        dispatch = federation.advance(
+                            ledger.round + 1, _next_pause(config, ledger.round) - ledger.round
+                        )
+                except Diverged as error:
+                    ledger.enter(error.before, federation.traffic.bytes)
+                    if ledger.round:
+                        save(checkpoints)
+                    else:
+                        _take_back_start(folder)
+                    raise
+                ledger.enter(dispatch, federation.traffic.bytes)
+                done = dispatch[-1]
+                bar.advance_to(
+                    ledger.round,
+                    loss=done.figures.get("loss", 0.0),
+                    accuracy=done.figures.get("accuracy", 0.0),
+                    clients_per_second=done.clients / max(done.seconds, 1e-9),
+                    bytes_sent=ledger.bytes_sent,
                 )
-            if last or (config.checkpoint.every and number % config.checkpoint.every == 0):
-                checkpoints.save(number, federation.server, federation.population)
+                last = ledger.round == config.rounds
+                if last or ledger.round % config.eval.every == 0:
+                    with compilation.measure(ledger.seconds, "evaluate"):
+                        scores = federation.score(complete=last)
+                    ledger.write_line(done.figures, _brief(scores))
+                    _write_lines(folder, ledger)
+                    if config.eval.split == "validation" and ledger.best == ledger.round:
+                        save(best)
+                        best.wait()  # a checkpoint that knows of a best one finds it on disk
+                stops = max(distributed.exchange(interrupt.exit_code))
+                if last or stops or (config.checkpoint.every and ledger.round % config.checkpoint.every == 0):
+                    save(checkpoints)
+                if stops and not last:
+                    checkpoints.wait()
+                    interrupt.leave(f"{title}: saved after round {ledger.round} of {config.rounds}", stops)
 
+        if not scores:  # the run was left between its last round and its summary
+            with compilation.measure(ledger.seconds, "evaluate"):
+                scores = federation.score()
     summary = {
         "method": config.method.name,
         "backbone": config.backbone,
@@ -114,15 +136,18 @@ def _run(
         "num_images": len(task.labels),
         "unreadable_images": int(np.sum(~features.readable)),
         "rounds": config.rounds,
+        "silent_rounds": ledger.silent_rounds,
+        "refused_updates": ledger.refused_updates,
+        "best_round": ledger.best if config.eval.split == "validation" else None,
         "seed": config.seed,
         "uplink_params_per_client_round": federation.traffic.params,
         "uplink_bytes_per_client_round": federation.traffic.bytes,
-        "bytes_sent": bytes_sent,
+        "bytes_sent": ledger.bytes_sent,
         "zero_shot": zero_shot,
         **scores,
-        "seconds": {phase: round(spent, 3) for phase, spent in seconds.items()},
-        "client_steps_per_second": steps / max(seconds["train"], 1e-9),
-        "wasted_lane_share": federation.wasted,
+        "seconds": {phase: round(spent, 3) for phase, spent in ledger.seconds.items()},
+        "client_steps_per_second": ledger.steps / max(ledger.seconds["train"], 1e-9),
+        "wasted_lane_share": ledger.wasted / config.rounds,
         "devices": federation.plan.mesh.size,
         "processes": jax.process_count(),
         "clients_per_device": federation.lanes,
@@ -131,8 +156,59 @@ def _run(
         "partition_sha256": clients.digest(),
         "config_sha256": configuration.digest(config),
     }
-    write_json(workdir / "summary.json", summary)
+    write_json(folder / "summary.json", summary)
     return summary
+
+
+def _earlier_start(config: Config, folder: Path, allowed: Sequence[str]) -> dict[str, Any] | None:
+    """The summary of an earlier start of this run, if that came to its end.
+
+    Raises:
+      InputError: the folder holds another run.
+    """
+    if not (folder / "config.json").is_file():
+        return None
+    workdir.check_same(read_json(folder / "config.json"), configuration.to_dict(config), {}, allowed)
+    return read_json(folder / "summary.json") if (folder / "summary.json").is_file() else None
+
+
+def _opened(saved: Saved | None, config: Config, identity: dict[str, str], allowed: Sequence[str]) -> Ledger:
+    """The books of a checkpoint, or new ones.
+
+    Raises:
+      InputError: the checkpoint is of another run, or further than this one is to go.
+    """
+    if saved is None:
+        return Ledger()
+    was = saved.record
+    digests = {name: (was["identity"][name], digest) for name, digest in identity.items()}
+    workdir.check_same(was["config"], configuration.to_dict(config), digests, allowed)
+    if saved.round > config.rounds:
+        raise InputError(
+            f"rounds = {config.rounds}, but the run in this folder is at round {saved.round}; set rounds to at least "
+            "that, or name a new folder"
+        )
+    return Ledger.of(was["ledger"])
+
+
+def _write_start(config: Config, folder: Path, federation: Federation, ledger: Ledger) -> None:
+    """What a run's folder holds from the first round on."""
+    write_json(folder / "config.json", configuration.to_dict(config))
+    if distributed.first():
+        federation.clients.save(folder / "partition.npz")
+        (folder / "summary.json").unlink(missing_ok=True)  # of fewer rounds
+    _write_lines(folder, ledger)
+
+
+def _take_back_start(folder: Path) -> None:
+    """Leaves nothing of a run that has no sound round, so that it may be tried again in the same place."""
+    if distributed.first():
+        for name in ("config.json", "partition.npz", "metrics.jsonl"):
+            (folder / name).unlink(missing_ok=True)
+
+
+def _write_lines(folder: Path, ledger: Ledger) -> None:
+    write_text(folder / "metrics.jsonl", "".join(json.dumps(line, allow_nan=False) + "\n" for line in ledger.lines))
 
 
 def _next_pause(config: Config, number: int) -> int:

@@ -36,6 +36,18 @@ def make_folder(folder: Path, flag: str = "--workdir") -> None:
         raise InputError(f"{flag}: {folder} cannot be made ({error.strerror}); name a folder elsewhere") from error
 
 
+def read_json(path: Path) -> Any:
+    """What a file of a run's folder holds.
+
+    Raises:
+      InputError: it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"--workdir: {path} is not JSON ({error}); give the folder of a sound run") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes beside `path`, then renames: readers see the old file or the new one."""
     if not distributed.first():

@@ -1,26 +1,26 @@
 """A finished run, opened again from its folder."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Int32, PyTree, UInt8
 
 from fedrsclip_jax import config as configuration
-from fedrsclip_jax.checkpoint import Checkpoints
+from fedrsclip_jax.checkpoint import BEST, FOLDER, Checkpoints
 from fedrsclip_jax.clip.backbone import Backbone
 from fedrsclip_jax.config import Config
 from fedrsclip_jax.data.sources import ImageSource
 from fedrsclip_jax.errors import InputError
-from fedrsclip_jax.federated.aggregate import Server
 from fedrsclip_jax.federated.initial import initial
 from fedrsclip_jax.federated.population import Population
+from fedrsclip_jax.files import read_json
 from fedrsclip_jax.methods import find_method
 from fedrsclip_jax.prompts import imported, starting_from
 from fedrsclip_jax.task import Task, load_source, load_task
@@ -89,11 +89,11 @@ def open_run(
     written = workdir / "config.json"
     if not written.is_file():
         raise InputError(f"--workdir: {workdir} holds no config.json; give the folder of a run of `fedrsclip train`")
-    config = configuration.resolve(Config, _read(written), overrides)
+    config = configuration.resolve(Config, read_json(written), overrides)
     config = dataclasses.replace(config, seeds=1, baselines=(), dtype=dtype or config.dtype)
     if not (workdir / "summary.json").is_file():
         raise InputError(f"--workdir: {workdir} holds no summary.json; the run has not finished")
-    summary = _read(workdir / "summary.json")
+    summary = read_json(workdir / "summary.json")
     task = load_task(config, _source(config, summary, images))
     if task.digest != summary["backbone_sha256"]:
         raise InputError(f"backbone: {config.backbone} has other weights than the run had; give the same backbone")
@@ -119,10 +119,17 @@ def restore(run: FinishedRun, checkpoint: str = "last") -> Restored:
         run.task.context_start(config.method),
         run.summary["num_clients"],
     )
-    # The shared variables are the first of what a server keeps; its optimiser's state is left where it is.
-    with Checkpoints(run.workdir) as checkpoints:
-        number, server = checkpoints.restore(Server(shared, ()), population, checkpoint)
-    return Restored(number, graph, server.shared, population, backbone)
+    best = checkpoint == "best"
+    with Checkpoints(run.workdir, folder=BEST if best else FOLDER) as checkpoints:
+        if best and not checkpoints.rounds():
+            raise InputError(
+                "--checkpoint=best: this run marked none, as only runs with eval.split = validation do, which choose "
+                "without a look at the test images; leave --checkpoint out for the last, or give a round"
+            )
+        saved = checkpoints.restore("last" if best else checkpoint)
+    population.restore(saved.population)
+    shared = jax.tree.unflatten(jax.tree.structure(shared), map(jnp.asarray, saved.shared))
+    return Restored(saved.round, graph, shared, population, backbone)
 
 
 class NoImages:
@@ -143,13 +150,6 @@ class NoImages:
 
     def name(self, i: int) -> str:
         raise IndexError(i)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"--workdir: {path} is not JSON ({error}); give the folder of a sound run") from error
 
 
 def _source(config: Config, summary: dict[str, Any], needed: bool) -> ImageSource:

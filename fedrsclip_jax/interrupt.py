@@ -5,10 +5,22 @@ import signal
 import threading
 from contextlib import suppress
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)  # the second is what Slurm and Kubernetes send
 _NOTICE = "\n{name}: the run saves and ends after what it is at; once more ends it at once\n"
+
+
+class Stopped(Exception):
+    """A run that has saved and left because it was asked to; the text says how far it came.
+
+    Attributes:
+      exit_code: 128 and the number of the signal.
+    """
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class Interrupt:
@@ -36,6 +48,15 @@ class Interrupt:
     def exit_code(self) -> int:
         """130 after SIGINT, 143 after SIGTERM, as shells count; 0 if there was none."""
         return 0 if self._signal is None else 128 + self._signal
+
+    def leave(self, message: str, exit_code: int = 0) -> NoReturn:
+        """Ends the body, once what was asked for is done.
+
+        Args:
+          message: how far it came.
+          exit_code: where another process was asked.
+        """
+        raise Stopped(message, exit_code or self.exit_code)
 
     def __enter__(self) -> "Interrupt":
         if threading.current_thread() is threading.main_thread():

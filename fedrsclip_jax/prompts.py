@@ -1,4 +1,4 @@
-"""Prompts that come from elsewhere: files of CoOp, FedOTP, Flip and our own, as what a run starts from.
+"""Prompts that come from elsewhere: another run's, files of CoOp, FedOTP, Flip and our own, as what a run starts from.
 
 A file is read as tensors and numbers alone (`weights_only=True`); nothing in it is executed.
 """
@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Float
 from safetensors import safe_open
 
+from fedrsclip_jax.checkpoint import FOLDER, Checkpoints
 from fedrsclip_jax.clip.model import CLIPConfig
 from fedrsclip_jax.config import Config
 from fedrsclip_jax.errors import InputError
@@ -92,16 +93,17 @@ def starting_from(prompts: Prompts | None, make: Callable[..., nnx.Module]) -> C
 
 
 def read(spec: str) -> Prompts:
-    """The prompts of `FORMAT:FILE`.
+    """The prompts of `FORMAT:FILE`, or of `run:FOLDER`.
 
     Raises:
       InputError: an unknown format, no such file, or one that holds something else.
     """
     kind, _, name = spec.partition(":")
     if kind not in READERS or not name:
-        raise InputError(f"init_from = {spec!r} is not known; write {', '.join(f'{k}:FILE' for k in READERS)}")
+        forms = ", ".join(f"{k}:{'FOLDER' if k == 'run' else 'FILE'}" for k in READERS)
+        raise InputError(f"init_from = {spec!r} is not known; write {forms}")
     path = Path(name).expanduser()
-    if not path.is_file():
+    if kind != "run" and not path.is_file():
         inside = sorted((path / "prompt_learner").glob("model*.pth.tar*")) if path.is_dir() else []
         remedy = f"give {inside[-1]}" if inside else "give the file of a prompt"
         raise InputError(f"init_from: {path} is {'a folder' if path.is_dir() else 'no file'}; {remedy}")
@@ -159,12 +161,24 @@ def _safetensors(path: Path) -> Prompts:
     return Prompts(**{name: prompt.astype(np.float32) for name, prompt in found.items()})
 
 
+def _run(path: Path) -> Prompts:
+    """The shared prompt of a run's last checkpoint; private prompts are its clients' own, and not handed on."""
+    if not (path / FOLDER).is_dir():
+        raise InputError(f"init_from: {path} holds no checkpoints; give the --workdir of a run that has saved one")
+    with Checkpoints(path) as checkpoints:
+        shared = checkpoints.restore().shared
+    if len(shared) != 1 or shared[0].ndim != 2:
+        raise InputError(f"init_from: the run in {path} has no shared prompt; give one of fedrsclip or promptfl")
+    return Prompts(np.asarray(shared[0], np.float32))
+
+
 WIDENED = ("float32", "float16", "bfloat16")
 READERS: dict[str, Callable[[Path], Prompts]] = {
     "coop": _coop,
     "fedotp": _fedotp,
     "flip": _flip,
     "safetensors": _safetensors,
+    "run": _run,
 }
 
 

@@ -37,7 +37,8 @@ def rescore(workdir: Path, overrides: Sequence[tuple[str, str]], progress: Progr
             )
     federation = Federation(config, task, features, clients)
     with Checkpoints(workdir) as checkpoints, distributed.together():
-        _, federation.server = checkpoints.restore(federation.server, federation.population)
+        saved = checkpoints.restore()
+    federation.restore(saved.server(federation.server), saved.population)
     scores = {
         "seed": config.seed,
         "split": config.eval.split,

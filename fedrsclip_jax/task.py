@@ -26,6 +26,7 @@ from fedrsclip_jax.data.partition import partition
 from fedrsclip_jax.data.split import stratified_split
 from fedrsclip_jax.data.virtual import virtual_clients
 from fedrsclip_jax.errors import InputError
+from fedrsclip_jax.interrupt import Interrupt
 from fedrsclip_jax.progress import Progress
 
 ENCODE_BATCH = 128
@@ -110,15 +111,29 @@ def load_task(config: Config, source: sources.ImageSource | None = None) -> Task
     return Task(source, folder, clip, clip_config, words, huggingface.weights_digest(folder))
 
 
-def encode_images(config: Config, task: Task, progress: Progress) -> features.Features:
+def encode_images(
+    config: Config, task: Task, progress: Progress, interrupt: Interrupt | None = None
+) -> features.Features:
     """All images through the image tower, or from the cache.
 
+    Args:
+      interrupt: asked after each batch whether to leave; of several processes, none of which could leave alone, it is
+        not asked.
+
     Raises:
+      Stopped: as `interrupt` asked; what was encoded is in the cache.
       InputError: an image cannot be read (unless `data.skip_unreadable`), or the cache cannot be written.
     """
     prepare, settings = preprocess.load_preprocess(task.folder)
     views, count = config.data.views, len(task.source)
-    with progress.track("encoding images", count * (views + 1 if views > 1 else 1), unit="images") as bar:
+    total = count * (views + 1 if views > 1 else 1)
+    with progress.track("encoding images", total, unit="images") as bar:
+
+        def advance(done: int, _: int) -> None:
+            bar.advance_to(done)
+            if interrupt is not None and interrupt.requested and jax.process_count() == 1:
+                interrupt.leave(f"{done} of {total} images are encoded")
+
         encode = partial(
             features.encode,
             task.source,
@@ -129,7 +144,7 @@ def encode_images(config: Config, task: Task, progress: Progress) -> features.Fe
             cache_dir=features.default_cache_dir(),
             batch_size=ENCODE_BATCH,
             skip_unreadable=config.data.skip_unreadable,
-            progress=lambda done, _: bar.advance_to(done),
+            progress=advance,
         )
         encoded = distributed.in_turn(features.default_cache_dir(), encode)
     unreadable = int(np.sum(~encoded.readable))

@@ -7,7 +7,7 @@ import pytest
 
 from fedrsclip_jax.checkpoint import Checkpoints
 from fedrsclip_jax.errors import InputError
-from fedrsclip_jax.federated.aggregate import Server, ServerPlan, start_server, step_server
+from fedrsclip_jax.federated.aggregate import ServerPlan, start_server, step_server
 from fedrsclip_jax.federated.population import Population
 
 PLAN = ServerPlan(optimizer="momentum")
@@ -29,13 +29,15 @@ def state():
 def test_what_is_saved_comes_back_bit_for_bit(state, tmp_path):
     server, people = state
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(7, server, people)
+        checkpoints.save(7, server, people, {"lines": [0.1, None, "é"]})
     fresh, empty = start_server(PLAN, {"shared": jnp.zeros((2, 3))}), Population(draw, 100)
     with Checkpoints(tmp_path) as checkpoints:
-        number, restored = checkpoints.restore(fresh, empty)
-    assert number == 7
-    for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(server), strict=True):
+        saved = checkpoints.restore()
+    assert (saved.round, saved.record) == (7, {"lines": [0.1, None, "é"]})
+    for a, b in zip(jax.tree.leaves(saved.server(fresh)), jax.tree.leaves(server), strict=True):
         np.testing.assert_array_equal(a, b)
+        assert a.dtype == b.dtype
+    empty.restore(saved.population)
     np.testing.assert_array_equal(empty.drawn, [4, 9])
     ids = np.asarray([4, 5, 9])
     np.testing.assert_array_equal(empty.gather(ids)["private"], people.gather(ids)["private"])
@@ -48,7 +50,7 @@ def test_the_newest_are_kept(state, tmp_path):
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "3"]
 
 
-def test_one_is_chosen_by_its_round_and_an_optimiser_may_stay_behind(state, tmp_path):
+def test_one_is_chosen_by_its_round(state, tmp_path):
     server, people = state
     later = server._replace(shared={"shared": server.shared["shared"] + 1})
     with Checkpoints(tmp_path, keep=2) as checkpoints:
@@ -56,14 +58,54 @@ def test_one_is_chosen_by_its_round_and_an_optimiser_may_stay_behind(state, tmp_
         checkpoints.save(5, later, people)
     for which, number, expected in (("2", 2, server), ("5", 5, later), ("last", 5, later)):
         with Checkpoints(tmp_path) as checkpoints:
-            found, restored = checkpoints.restore(Server(server.shared, ()), Population(draw, 100), which)
-        assert found == number
-        np.testing.assert_array_equal(restored.shared["shared"], expected.shared["shared"])
-    for which in ("3", "best", "newest"):
+            saved = checkpoints.restore(which)
+        assert saved.round == number
+        np.testing.assert_array_equal(saved.shared[0], expected.shared["shared"])
+    for which in ("3", "newest"):
         with Checkpoints(tmp_path) as checkpoints, pytest.raises(InputError, match=f"--checkpoint={which}.*2, 5"):
-            checkpoints.restore(server, people, which)
+            checkpoints.restore(which)
 
 
-def test_a_folder_without_a_checkpoint_is_refused(state, tmp_path):
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(InputError, match="holds no checkpoint"):
-        checkpoints.restore(*state)
+        checkpoints.restore()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.resume() is None
+    assert not (tmp_path / "checkpoints").exists(), "who only looks writes nothing"
+
+
+def test_nothing_shared_nobody_drawn_and_many_variables(tmp_path):
+    """Empty parts come back empty, and a dozen variables in their order."""
+    many = Population(lambda ids: [jnp.zeros((len(ids), 1)) + i for i in range(12)], 10)
+    server = start_server(ServerPlan(), {})
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        checkpoints.save(1, server, many)
+        many.scatter(np.asarray([3]), [np.full((1, 1), 10.0 + i, np.float32) for i in range(12)])
+        checkpoints.save(2, server, many)
+    for number, ids, values in (("1", [], [[i] for i in range(12)]), ("2", [3], [[10 + i] for i in range(12)])):
+        with Checkpoints(tmp_path) as checkpoints:
+            saved = checkpoints.restore(number)
+        many.restore(saved.population)
+        np.testing.assert_array_equal(many.drawn, ids)
+        np.testing.assert_array_equal(np.concatenate(many.gather(np.asarray([3]))), values)
+        assert jax.tree.leaves(saved.server(server).shared) == []
+
+
+def test_the_newest_sound_one_is_resumed_and_those_after_it_go(state, tmp_path, caplog):
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        for number in (1, 2, 3):
+            checkpoints.save(number, *state)
+    for file in (tmp_path / "checkpoints" / "3").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[:-1])
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        assert checkpoints.restore().round == 2
+        assert checkpoints.rounds() == [1, 2, 3], "looking changes nothing"
+        saved = checkpoints.resume()
+        assert saved is not None
+        assert saved.round == 2
+        assert checkpoints.rounds() == [1, 2]
+        checkpoints.save(3, *state)
+    assert "checkpoint 3" in caplog.text
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore().round == 3

@@ -157,10 +157,19 @@ def test_a_run_in_two_processes_is_the_run_in_one(tiny_folder, tmp_path, capsys)
     assert (again.returncode, again.stdout) == (0, rescored), again.stderr
 
     # What the first process alone can see ends all of them, with one line.
-    refused = launched(*words, DEVICES="2")
+    refused = launched(*words, "--config.local.momentum=0.5", DEVICES="2")
     assert refused.returncode == 2
     assert refused.stdout == ""
-    assert re.fullmatch(r"fedrsclip: --workdir: \S+ is not an empty folder.*\n", refused.stderr)
+    assert re.fullmatch(r"fedrsclip: --workdir holds another run: local.momentum = 0.5 .*\n", refused.stderr)
+
+    # Two processes go on with what one has saved, to the same bits.
+    more = "--config.rounds=4"
+    assert cli.main(["train", *flags, more, "--config.spmd.devices=1", f"--workdir={one}"]) == 0
+    resumed = launched(*words, more, DEVICES="2")
+    assert resumed.returncode == 0, resumed.stderr
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (one, two)]
+    assert [summary["rounds"] for summary in summaries] == [4, 4]
+    assert summaries[0]["state_sha256"] == summaries[1]["state_sha256"]
 
 
 @pytest.mark.long
@@ -177,10 +186,12 @@ def test_the_launcher_passes_a_signal_on(tiny_folder, tmp_path):
                 time.sleep(0.2)
             launcher.send_signal(signal.SIGTERM)
             # Both ends of the pipe are with the processes: it closes when the last of them has ended.
-            launcher.communicate(timeout=60)
+            printed, _ = launcher.communicate(timeout=60)
         finally:
             launcher.kill()
     assert launcher.returncode == 143
+    assert b"saved after round" in printed
+    assert any((folder / "checkpoints").iterdir())
 
 
 def test_the_launcher_ends_with_the_first_failure_and_leaves_nobody(tmp_path):

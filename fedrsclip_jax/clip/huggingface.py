@@ -328,8 +328,13 @@ def _weight_files(folder: Path) -> list[Path]:
         )
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        outside = [name for name in names if Path(name).name != name]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"backbone: {index} is no index of shards ({error!r}); download it again") from error
+    if outside:
+        raise InputError(
+            f"backbone: {index} lists {outside[0]!r}, which is outside its folder; do not trust this folder"
+        )
     files = [folder / name for name in names]
     for file in files:
         if not file.is_file():

@@ -364,10 +364,17 @@ def _scan(split: Any) -> list[tuple[int, str]]:
 
 
 def _class_names(root: Path, folders: list[str]) -> tuple[str, ...]:
+    for folder in folders:
+        if not folder.isprintable():  # bytes that are no UTF-8 are not, as Python reads them
+            raise InputError(f"class folder {folder!r} in {root} is not named in UTF-8 text; rename it")
     path = root / CLASS_NAMES_FILE
     given: dict[str, str] = {}
     if path.is_file():
-        for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
+        for number, line in enumerate(lines, start=1):
             if not line.strip() or line.lstrip().startswith("#"):
                 continue
             separator = "\t" if "\t" in line else "=" if "=" in line else None

@@ -37,6 +37,7 @@ class Done(NamedTuple):
       clients, answered: drawn, and of these the ones whose update counted.
       refused: numbers of clients that answered with something not finite, and were left out.
       steps: local steps of all clients together.
+      wasted: share of lane-steps without work.
       seconds: of wall-clock time.
     """
 
@@ -45,7 +46,20 @@ class Done(NamedTuple):
     answered: int
     refused: list[int]
     steps: int
+    wasted: float
     seconds: float
+
+
+class Diverged(InputError):
+    """Prompts or loss are no longer finite; the engine's state is that of the last sound round.
+
+    Attributes:
+      before: the sound rounds of the same dispatch.
+    """
+
+    def __init__(self, message: str, before: list[Done]):
+        super().__init__(message)
+        self.before = before
 
 
 class Engine:
@@ -107,17 +121,11 @@ class Engine:
         self._aboard: tuple[Int[np.ndarray, " rows"], PyTree] | None = None  # private variables on the devices
         self._unsettled: Bool[np.ndarray, " rows"] | None = None  # which of them the population has not seen
         self._pace = 1  # rounds of the next dispatch
-        self._wasted: list[float] = []
 
     @property
     def lanes(self) -> int:
         """Clients trained at a time on a device."""
         return self._planner.lanes
-
-    @property
-    def wasted(self) -> float:
-        """Mean share of lane-steps that did no work."""
-        return float(np.mean(self._wasted)) if self._wasted else 0.0
 
     @property
     def population(self) -> Population:
@@ -134,7 +142,7 @@ class Engine:
         How many it runs is a matter of time alone; the outcome does not depend on it.
 
         Raises:
-          InputError: prompts or loss are no longer finite; the state is then that of the last sound round.
+          Diverged: prompts or loss are no longer finite; the state is then that of the last sound round.
         """
         began = time.perf_counter()
         if self._window is None or self._window.first != first:
@@ -145,13 +153,14 @@ class Engine:
         arguments = self._arguments(window, private, rounds)
         with jax.transfer_guard("disallow"):  # all that rounds need lies on the devices by now
             self.server, private, outcome = rounds_program()(*arguments)
-        took_part = np.isin(window.ids, window.cohorts[:rounds]) & (window.ids >= 0)
-        self._unsettled = took_part if self._unsettled is None else took_part | self._unsettled
-        self._aboard = (window.ids, private)
         # The devices are at work; meanwhile the host gets the next dispatch ready.
         left = self.config.rounds - (first + rounds - 1)
         self._window = self._planner.prepare(first + rounds, min(left, 2 * self._pace)) if left > 0 else None
         outcome = fetch(outcome)
+        sound = int(np.argmin([*outcome.sound[:rounds], False]))
+        took_part = np.isin(window.ids, window.cohorts[:sound]) & (window.ids >= 0)
+        self._unsettled = took_part if self._unsettled is None else took_part | self._unsettled
+        self._aboard = (window.ids, private)
         spent = time.perf_counter() - began
         if self._planner.room > 1:
             spent = distributed.exchange(spent)[0]  # every process has to keep the same pace
@@ -160,14 +169,8 @@ class Engine:
         elif spent > 2 * PATIENCE:
             self._pace = max(self._pace // 2, 1)
         done = []
-        for index in range(rounds):
-            if not outcome.sound[index]:
-                raise InputError(
-                    f"round {first + index}: prompts or loss are no longer finite; lower local.learning_rate = "
-                    f"{self.config.local.learning_rate}"
-                )
+        for index in range(sound):
             cohort, refused = window.cohorts[index], outcome.refused[index]
-            self._wasted.append(window.wasted[index])
             done.append(
                 Done(
                     {name: float(values[index]) for name, values in outcome.figures.items()},
@@ -175,8 +178,15 @@ class Engine:
                     int(np.sum(window.answering[index] & ~refused)),
                     sorted(int(client) for client in cohort[refused]),
                     window.steps[index],
+                    window.wasted[index],
                     spent / rounds,
                 )
+            )
+        if sound < rounds:
+            raise Diverged(
+                f"round {first + sound}: prompts or loss are no longer finite; lower local.learning_rate = "
+                f"{self.config.local.learning_rate}",
+                done,
             )
         return done
 

@@ -56,6 +56,8 @@ class Population:
         return {"ids": ids, "leaves": {str(i): leaf for i, leaf in enumerate(leaves)}}
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Goes back to what `state` gave; whatever was kept since is forgotten."""
+        self._row, self._leaves = {}, None
         ids = np.asarray(state["ids"])
         if len(ids):
             leaves = [np.asarray(state["leaves"][str(i)]) for i in range(len(state["leaves"]))]

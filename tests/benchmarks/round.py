@@ -54,8 +54,8 @@ def main() -> None:
         spent = timing.seconds(rounds, repeats, warmup=1)
         engine = rounds.engine
         done = engine.advance(rounds.number + 1, 1)[0]
-        wasted = max(wasted, engine.wasted)
-        rows.append((number, engine.lanes, cohort or CLIENTS, 1 / spent, done.steps / spent, engine.wasted))
+        wasted = max(wasted, done.wasted)
+        rows.append((number, engine.lanes, cohort or CLIENTS, 1 / spent, done.steps / spent, done.wasted))
         if number == devices[-1]:
             reduced = reduced_bytes(engine.compiled().as_text())
     columns = ("devices", "lanes", "cohort", "rounds a second", "client-steps a second", "wasted share")

@@ -1,0 +1,75 @@
+"""What a run has counted so far; saved with every checkpoint, so that a resumed run counts on."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedrsclip_jax.federated.engine import Done
+
+
+@dataclass
+class Ledger:
+    """The books of one run.
+
+    Attributes:
+      round: rounds done; 0 is the initial draw.
+      steps: local steps of all clients together.
+      bytes_sent: up, by all clients together.
+      silent_rounds: in which no update counted, so that nothing changed.
+      wasted: sum over rounds of the share of lane-steps without work.
+      refused: (round, client) of updates that were not finite, since the last line.
+      refused_updates: how many there were in all.
+      lines: of `metrics.jsonl`, one an evaluation.
+      seconds: wall-clock time by phase.
+    """
+
+    round: int = 0
+    steps: int = 0
+    bytes_sent: int = 0
+    silent_rounds: int = 0
+    wasted: float = 0.0
+    refused: list[tuple[int, int]] = field(default_factory=list)
+    refused_updates: int = 0
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    seconds: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("encode", "compile", "train", "evaluate"), 0.0)
+    )
+
+    def enter(self, rounds: Sequence[Done], bytes_per_client: int) -> None:
+        """Counts some rounds, in their order."""
+        for done in rounds:
+            self.round += 1
+            self.steps += done.steps
+            self.bytes_sent += (done.answered + len(done.refused)) * bytes_per_client
+            self.silent_rounds += done.answered == 0
+            self.wasted += done.wasted
+            self.refused += [(self.round, client) for client in done.refused]
+            self.refused_updates += len(done.refused)
+
+    @property
+    def best(self) -> int | None:
+        """The round of the line whose personal models scored best on their clients, the first of equals."""
+        return max(self.lines, key=lambda line: line["personalised"]["mean"], default={"round": None})["round"]
+
+    def write_line(self, figures: dict[str, Any], scores: dict[str, Any]) -> None:
+        """A line for an evaluation after the present round: of its losses, of all counts so far, of its scores."""
+        self.lines.append(
+            {
+                "round": self.round,
+                **figures,
+                "bytes_sent": self.bytes_sent,
+                "silent_rounds": self.silent_rounds,
+                "refused": [{"round": number, "client": client} for number, client in self.refused],
+                **scores,
+            }
+        )
+        self.refused = []
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> "Ledger":
+        """What `to_dict` gave, after a way through JSON."""
+        return cls(**{**record, "refused": [(number, client) for number, client in record["refused"]]})

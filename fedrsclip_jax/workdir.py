@@ -1,0 +1,99 @@
+"""The folder of a run: whether it is new or can be gone on with, and who may write into it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from fedrsclip_jax import distributed, lock
+from fedrsclip_jax.errors import InputError
+from fedrsclip_jax.files import check_can_be_made, make_folder
+
+# What may change from one start of a run to the next: how far it goes, what is looked at and kept, the machine, and
+# which other runs stand beside it.
+FREE = ("rounds", "seeds", "baselines", "eval.every", "checkpoint.", "spmd.")
+# Where things lie; that they are the same things is told by their digests.
+PLACES = {"backbone": "backbone", "data.source": "data", "data.tfds_dir": "data"}
+
+
+def check(workdir: Path) -> None:
+    """Refuses a folder that holds something other than a run, and one that cannot be made."""
+    if not distributed.first():
+        return
+    if workdir.exists():
+        strange = not workdir.is_dir() or any(path.name != lock.FILE for path in workdir.iterdir())
+        if strange and not (workdir / "config.json").is_file():
+            raise InputError(
+                f"--workdir: {workdir} is not an empty folder, and holds no run that could go on; name a new one, so "
+                "that nothing is overwritten"
+            )
+    check_can_be_made(workdir)
+
+
+@contextmanager
+def claim(workdir: Path) -> Iterator[lock.Holder | None]:
+    """The folder, made where it is missing, for one run alone; if nothing was written, nothing is left of it.
+
+    Yields:
+      The dead process from which it was taken over, if any.
+
+    Raises:
+      InputError: another run writes there, or it cannot be made; on all processes.
+    """
+    previous = None
+    with ExitStack() as stack:
+        with distributed.together():
+            if distributed.first():
+                missing = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
+                stack.callback(_remove_empty, missing)
+                make_folder(workdir)
+                previous = stack.enter_context(lock.hold(workdir))
+        yield previous
+
+
+def check_same(
+    before: Mapping[str, Any], now: Mapping[str, Any], digests: Mapping[str, tuple[str, str]], allowed: Sequence[str]
+) -> None:
+    """Refuses to go on with a run as another one.
+
+    Args:
+      before, now: configurations, nested as `config.json` holds them.
+      digests: by name of what they are of, as the run had it and as it is now.
+      allowed: keys and names that may differ nevertheless.
+
+    Raises:
+      InputError: something differs that neither `FREE` nor `allowed` lets.
+    """
+    old, new = dict(_leaves(before)), dict(_leaves(now))
+    differ = {
+        key: f"{key} = {new.get(key)!r} (it was {old.get(key)!r})"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not key.startswith(FREE) and key not in PLACES
+    }
+    differ |= {name: f"{name} (another digest)" for name, (was, is_now) in digests.items() if was != is_now}
+    for key in allowed:
+        if key not in differ and key not in old and key not in digests:
+            raise InputError(
+                f"--allow-changed: no key {key!r}; name what differs: "
+                f"{', '.join(differ) or 'nothing does, leave the flag out'}"
+            )
+    left = [key for key in differ if key not in allowed]
+    if left:
+        raise InputError(
+            f"--workdir holds another run: {'; '.join(differ[key] for key in left)}. Name a new folder, or go on with "
+            f"what is changed: --allow-changed={','.join(left)}"
+        )
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    with suppress(OSError):  # one is not empty any more: something was written
+        for folder in folders:
+            folder.rmdir()
+
+
+def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

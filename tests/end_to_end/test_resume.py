@@ -1,0 +1,346 @@
+"""A run that is stopped, changed, damaged or fought over, and started again."""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fedrsclip_jax import cli
+from tests.conftest import REPOSITORY
+
+SMALL = (
+    f"--config={REPOSITORY / 'configs' / 'quickstart.py'}",
+    "--config.seeds=1",
+    "--config.baselines=",
+    "--config.data.scenes.count=320",
+    "--config.data.image_size=32",
+    "--config.partition.clients=4",
+    "--config.partition.alpha=0.5",
+    "--config.local.batch_size=16",
+    "--config.rounds=6",
+    "--config.eval.every=2",
+    "--config.checkpoint.every=2",
+    "--config.spmd.devices=2",
+)
+OF_THE_CLOCK = {"seconds", "client_steps_per_second"}
+
+
+@pytest.fixture
+def train(tiny_folder, tmp_path, capfd):
+    """Runs the command line in this process; gives the exit code and what it said on standard error."""
+
+    def run(name: str, *flags: str) -> tuple[int, str]:
+        capfd.readouterr()
+        words = ("train", "--quiet", *SMALL, f"--config.backbone={tiny_folder}", f"--workdir={tmp_path / name}")
+        code = cli.main([*words, *flags])
+        return code, capfd.readouterr().err
+
+    return run
+
+
+def left(workdir: Path) -> dict:
+    """What a run leaves that has to be the same, whenever it was stopped."""
+    summary = json.loads((workdir / "summary.json").read_text())
+    kept = {name: value for name, value in summary.items() if name not in OF_THE_CLOCK}
+    return {"lines": (workdir / "metrics.jsonl").read_text(), **kept}
+
+
+def check_refused(answer: tuple[int, str], *words: str) -> None:
+    code, err = answer
+    assert code == 2, err
+    assert err.startswith("fedrsclip: ")
+    assert err.count("\n") == 1, err
+    for word in words:
+        assert word in err, err
+
+
+# Going on
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (),
+        (
+            "--config.cohort=3",
+            "--config.dropout=0.3",
+            "--config.local.optimizer=adam",
+            "--config.server.optimizer=yogi",
+        ),
+        ("--config.method.name=local_coop",),
+    ],
+    ids=["fedrsclip", "cohorts and optimisers with state", "nothing shared"],
+)
+def test_more_rounds_go_on_as_if_they_had_been_asked_for_at_once(train, tmp_path, flags):
+    assert train("whole", *flags) == (0, "")
+    assert train("parts", *flags, "--config.rounds=2") == (0, "")
+    before = (tmp_path / "parts" / "summary.json").read_text()
+    assert train("parts", *flags, "--config.rounds=4", "--config.eval.every=1", "--config.checkpoint.keep=1")[0] == 0
+    assert before != (tmp_path / "parts" / "summary.json").read_text()
+    assert train("parts", *flags)[0] == 0
+    whole, parts = left(tmp_path / "whole"), left(tmp_path / "parts")
+    assert parts["state_sha256"] == whole["state_sha256"]
+    lines = {number: json.loads(line)["loss"] for number, line in enumerate(parts["lines"].splitlines())}
+    assert len(lines) == 4, "rounds 2, 3, 4 and 6"
+    assert parts["lines"].splitlines()[-1] == whole["lines"].splitlines()[-1]
+    assert {key: parts[key] for key in ("bytes_sent", "personalised", "global", "silent_rounds")} == {
+        key: whole[key] for key in ("bytes_sent", "personalised", "global", "silent_rounds")
+    }
+
+
+def test_a_finished_run_is_left_as_it_is(train, tmp_path):
+    assert train("run")[0] == 0
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if "checkpoints" in path.parts}
+    before = left(tmp_path / "run")
+    assert train("run")[0] == 0
+    assert left(tmp_path / "run") == before
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+
+
+@pytest.mark.parametrize(("devices", "ordered"), [("4", "true"), ("1", "true"), ("1", "false")])
+def test_on_another_number_of_devices(train, tmp_path, devices, ordered):
+    flags = (f"--config.spmd.ordered_reduce={ordered}",)
+    assert train("whole", *flags)[0] == 0
+    assert train("parts", *flags, "--config.rounds=2")[0] == 0
+    assert train("parts", *flags, f"--config.spmd.devices={devices}")[0] == 0
+    whole, parts = left(tmp_path / "whole"), left(tmp_path / "parts")
+    assert parts["devices"] == int(devices)
+    if ordered == "true":
+        assert parts["state_sha256"] == whole["state_sha256"]
+    assert parts["personalised"]["mean"] == pytest.approx(whole["personalised"]["mean"], abs=1e-6)
+    for ours, theirs in zip(parts["lines"].splitlines(), whole["lines"].splitlines(), strict=True):
+        assert json.loads(ours)["loss"] == pytest.approx(json.loads(theirs)["loss"], abs=1e-6)
+
+
+def test_a_comparison_goes_on_with_what_is_left_to_do(train, tmp_path):
+    rows = ("--config.seeds=2", "--config.baselines=promptfl")
+    assert train("whole", *rows)[0] == 0
+    assert train("parts")[0] == 0
+    first = left(tmp_path / "parts")
+    assert train("parts", *rows)[0] == 0
+    assert left(tmp_path / "parts") == first
+    results = [json.loads((tmp_path / name / "comparison.json").read_text()) for name in ("whole", "parts")]
+    assert results[0] == results[1]
+
+
+def test_another_run_as_the_start(train, tmp_path):
+    assert train("first", "--config.method.name=promptfl", "--config.rounds=2")[0] == 0
+    still = ("--config.rounds=1", "--config.local.learning_rate=0")
+    assert train("second", f"--config.init_from=run:{tmp_path / 'first'}", *still)[0] == 0
+    shared = []
+    for name in ("first", "second"):
+        words = ("export", "--quiet", f"--workdir={tmp_path / name}", "--format=safetensors")
+        assert cli.main([*words, f"--output={tmp_path / name}-out"]) == 0
+        certificate = json.loads((tmp_path / f"{name}-out" / "certificate.json").read_text())
+        shared.append(certificate["prompts_sha256"])
+    assert shared[0] == shared[1]
+    check_refused(train("third", f"--config.init_from=run:{tmp_path}"), "init_from", "holds no checkpoints")
+
+
+def test_the_best_by_validation_is_kept_apart(train, tmp_path, capfd):
+    assert train("run", "--config.eval.split=validation", "--config.eval.every=1")[0] == 0
+    summary = left(tmp_path / "run")
+    means = [json.loads(line)["personalised"]["mean"] for line in summary["lines"].splitlines()]
+    best = means.index(max(means)) + 1
+    assert summary["best_round"] == best
+    assert [path.name for path in (tmp_path / "run" / "best").iterdir()] == [str(best)]
+    words = ("export", "--quiet", f"--workdir={tmp_path / 'run'}", "--format=safetensors", "--checkpoint=best")
+    assert cli.main([*words, f"--output={tmp_path / 'out'}"]) == 0
+    assert json.loads((tmp_path / "out" / "certificate.json").read_text())["run"]["round"] == best
+    assert train("test")[0] == 0
+    assert left(tmp_path / "test")["best_round"] is None
+    assert cli.main([*words, f"--workdir={tmp_path / 'test'}", f"--output={tmp_path / 'none'}"]) == 2
+    assert "eval.split = validation" in capfd.readouterr().err
+
+
+# Refusals
+
+
+def test_another_configuration_is_refused_unless_it_is_meant(train, tmp_path):
+    assert train("run", "--config.rounds=2")[0] == 0
+    changed = ("--config.local.learning_rate=0.01", "--config.seed=0", "--config.method.pacl_weight=0.1")
+    check_refused(
+        train("run", *changed),
+        "local.learning_rate = 0.01 (it was 0.05)",
+        "method.pacl_weight = 0.1",
+        "--allow-changed=local.learning_rate,method.pacl_weight",
+    )
+    check_refused(train("run", *changed, "--allow-changed=local.learning_rate"), "--allow-changed=method.pacl_weight")
+    check_refused(train("run", *changed, "--allow-changed=lerning_rate"), "no key 'lerning_rate'")
+    check_refused(train("run", "--config.rounds=1"), "rounds = 1", "at round 2")
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1, "nothing has touched it"
+    assert train("run", *changed, "--allow-changed=local.learning_rate,method.pacl_weight")[0] == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["local"]["learning_rate"] == 0.01
+
+
+def test_other_images_and_another_backbone_are_refused(train, tiny_folder, tmp_path):
+    assert train("run", "--config.rounds=2")[0] == 0
+    shutil.copytree(tiny_folder, tmp_path / "moved")
+    moved = f"--config.backbone={tmp_path / 'moved'}"
+    assert train("run", "--config.rounds=3", moved)[0] == 0, "the same weights in another place are the same"
+    weights = tmp_path / "moved" / "model.safetensors"
+    changed = bytearray(weights.read_bytes())
+    changed[-1] ^= 1
+    weights.write_bytes(changed)
+    check_refused(train("run", moved), "backbone (another digest)", "--allow-changed=backbone")
+    check_refused(train("run", "--config.data.scenes.seed=8"), "data.scenes.seed = 8 (it was 7)")
+    both = "--allow-changed=data.scenes.seed"
+    check_refused(train("run", "--config.data.scenes.seed=8", both), "data (another digest)", "partition")
+
+
+def test_a_folder_in_use_is_refused(train, tmp_path):
+    (tmp_path / "run").mkdir()
+    holds = "import sys, pathlib, fedrsclip_jax.lock as l\nwith l.hold(pathlib.Path(sys.argv[1])): print(); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", holds, str(tmp_path / "run")],
+        cwd=REPOSITORY,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout
+        other.stdout.readline()
+        check_refused(train("run"), f"in use by process {other.pid}")
+        other.kill()
+    assert train("run")[0] == 0, "the lock of a dead process is taken over"
+
+
+# Damage
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, Path.unlink], ids=["truncated", "one bit", "missing"])
+def test_a_damaged_checkpoint_is_passed_over_for_a_sound_one(train, tmp_path, caplog, damage):
+    assert train("whole")[0] == 0
+    assert train("run", "--config.rounds=4")[0] == 0
+    newest = tmp_path / "run" / "checkpoints" / "4"
+    file = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    damage(file)
+    with caplog.at_level(logging.WARNING):
+        assert train("run")[0] == 0
+    assert "checkpoint 4" in caplog.text
+    assert left(tmp_path / "run") == left(tmp_path / "whole")
+
+
+def test_no_file_of_a_checkpoint_can_be_lost_unnoticed(train, tmp_path):
+    """Each file in turn: the run goes on from the one before, or what the file held was not needed."""
+    assert train("whole")[0] == 0
+    assert train("run", "--config.rounds=4")[0] == 0
+    kept = tmp_path / "kept"
+    shutil.copytree(tmp_path / "run", kept)
+    files = [path.relative_to(kept) for path in (kept / "checkpoints" / "4").rglob("*") if path.is_file()]
+    assert len(files) >= 4
+    for file in files:
+        shutil.rmtree(tmp_path / "run")
+        shutil.copytree(kept, tmp_path / "run")
+        (tmp_path / "run" / file).unlink()
+        assert train("run")[0] == 0
+        assert left(tmp_path / "run") == left(tmp_path / "whole"), file
+
+
+def test_without_a_sound_checkpoint_nothing_is_overwritten(train, tmp_path):
+    assert train("run", "--config.rounds=2")[0] == 0
+    for file in (tmp_path / "run" / "checkpoints").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    check_refused(train("run"), "no checkpoint can be read, of 2", "delete the folder")
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_that_diverges_keeps_its_last_sound_state(train, tmp_path):
+    """A server that overshoots: after one round the prompts are huge, and no client's update is finite any more."""
+    flags = ("--config.server.learning_rate=1e30", "--config.checkpoint.every=0")
+    check_refused(train("run", *flags), "round 2: prompts or loss are no longer finite")
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["1"]
+    check_refused(train("run", *flags), "round 2: prompts or loss are no longer finite")
+
+
+def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(tiny_folder, tmp_path, train):
+    """On a real file system that is too small for what the run writes."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(small)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    try:
+        assert train("small/run", "--config.rounds=2")[0] == 0
+        (small / "filler").write_bytes(bytes(max(0, shutil.disk_usage(small).free - 8192)))
+        check_refused(train("small/run"), "make room")
+        (small / "filler").unlink()
+        assert train("small/run")[0] == 0
+        assert train("whole")[0] == 0
+        assert left(small / "run") == left(tmp_path / "whole")
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+# Signals
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_the_run_and_says_how_to_go_on(tiny_folder, tmp_path, feature_cache, number, code):
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    folder = tmp_path / "run"
+    rounds = "--config.rounds=100000"
+    words = ["train", "--quiet", *SMALL, f"--config.backbone={tiny_folder}", rounds, f"--workdir={folder}"]
+    program = [sys.executable, "-m", "fedrsclip_jax.cli"]
+
+    def default_interrupts():
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # tests may run in the background, where it is ignored
+
+    with subprocess.Popen(
+        [*program, *words],
+        env=environment,
+        cwd=REPOSITORY,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=default_interrupts,
+    ) as run:
+        end = time.monotonic() + 200
+        while not ((folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").stat().st_size):
+            assert run.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        run.send_signal(number)
+        _, err = run.communicate(timeout=60)
+    assert run.returncode == code, err
+    line = err.splitlines()[-1]
+    saved = int(line.partition("saved after round ")[2].split()[0])
+    assert saved > 0
+    said = line.partition("to go on: fedrsclip ")[2].split()
+    assert said == words
+
+    # The line does what it says, here with an end in sight; and the end is that of a run that was left alone.
+    flags = [word for word in said if not word.startswith(("--config.rounds", "--workdir"))]
+    flags += [f"--config.rounds={saved + 3}"]
+    assert cli.main([*flags, f"--workdir={folder}"]) == 0
+    assert cli.main([*flags, f"--workdir={tmp_path / 'whole'}"]) == 0
+    assert left(folder) == left(tmp_path / "whole")
+
+
+@pytest.mark.long
+def test_a_run_that_is_killed_at_any_moment_ends_in_the_same_bits():
+    from tests.faults.kill import kill
+
+    survived = kill(5, seed=int(time.time()))
+    assert sum(survived.values()) == 5

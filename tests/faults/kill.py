@@ -1,0 +1,110 @@
+"""Kills a run at random moments, starts it again until it ends, and holds the end against a run that was left alone.
+
+    python -m tests.faults.kill [--times 50] [--seed 0]
+
+Five kills fall on one run, one in each phase of `victim` and in changing order but for the encoding, which comes first;
+then it is left to end. Whatever the moment, the prompts have to end in the same bits, and `metrics.jsonl` in the same
+bytes.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.faults.victim import PHASES
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+FLAGS = (
+    f"--config={REPOSITORY / 'configs' / 'quickstart.py'}",
+    "--quiet",
+    "--config.seeds=1",
+    "--config.baselines=",
+    "--config.data.scenes.count=320",
+    "--config.partition.clients=4",
+    "--config.partition.alpha=0.5",
+    "--config.local.batch_size=16",
+    "--config.rounds=12",
+    "--config.cohort=3",
+    "--config.dropout=0.2",
+    "--config.server.optimizer=adam",
+    "--config.server.learning_rate=0.01",
+    "--config.eval.every=2",
+    "--config.eval.split=validation",
+    "--config.checkpoint.every=3",
+)
+
+
+def start(module: list[str], workdir: Path, cache: Path, xla: Path) -> int:
+    """One start of the run; its exit code, negative for a signal."""
+    cache.mkdir(exist_ok=True)
+    if not (cache / "xla").exists():  # compiled programs are kept through all runs: they are not what is tested
+        (cache / "xla").symlink_to(xla, target_is_directory=True)
+    flags = "--xla_force_host_platform_device_count=2"
+    environment = {**os.environ, "FEDRSCLIP_CACHE": str(cache), "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", *module, "train", *FLAGS, f"--workdir={workdir}"]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=600)
+    if done.returncode not in (0, -signal.SIGKILL):
+        raise AssertionError(f"exit code {done.returncode}: {done.stderr}")
+    return done.returncode
+
+
+def left(workdir: Path) -> dict[str, object]:
+    """All of a finished run that has to be the same."""
+    summary = json.loads((workdir / "summary.json").read_text())
+    for of_the_clock in ("seconds", "client_steps_per_second"):
+        del summary[of_the_clock]
+    best = sorted(path.name for path in (workdir / "best").iterdir())
+    return {"lines": (workdir / "metrics.jsonl").read_bytes(), "best": best, **summary}
+
+
+def kill(times: int, seed: int, say=print) -> dict[str, int]:
+    """Kills `times` times; how often in each phase.
+
+    Raises:
+      AssertionError: a run ended otherwise than it should have, or was never killed.
+    """
+    counts = dict.fromkeys(PHASES, 0)
+    lots = random.Random(seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        xla = folder / "xla"
+        xla.mkdir()
+        assert start(["fedrsclip_jax.cli"], folder / "alone", folder / "cache", xla) == 0
+        expected = left(folder / "alone")
+        done = 0
+        while done < times:
+            workdir, cache = folder / f"run{done}", folder / f"cache{done}"
+            first, *others = PHASES
+            lots.shuffle(others)
+            for phase in [first, *others][: times - done]:
+                began = time.monotonic()
+                code = start(["tests.faults.victim", phase, str(lots.randrange(2**31))], workdir, cache, xla)
+                assert code == -signal.SIGKILL, f"the run ended before it could be killed in the phase: {phase}"
+                counts[phase] += 1
+                done += 1
+                say(f"{done:3d}  killed at: {phase} ({time.monotonic() - began:.1f} s)")
+            assert start(["fedrsclip_jax.cli"], workdir, cache, xla) == 0
+            found = left(workdir)
+            differ = [key for key in expected if found[key] != expected[key]]
+            assert not differ, f"after the kills the run ends in another {', '.join(differ)}"
+            say("     and the run ended as the one that was left alone")
+            shutil.rmtree(workdir)
+            shutil.rmtree(cache)
+    return counts
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--times", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    survived = kill(arguments.times, arguments.seed, lambda line: print(line, flush=True))
+    print(json.dumps({"kills": sum(survived.values()), "survived": survived}))
