@@ -72,7 +72,7 @@ def check_refused(answer: tuple[int, str], *words: str) -> None:
             "--config.cohort=3",
             "--config.dropout=0.3",
             "--config.local.optimizer=adam",
-            "--config.server.optimizer=yogi",
+            "--config.server.optimizer=momentum",
         ),
         ("--config.method.name=local_coop",),
     ],
