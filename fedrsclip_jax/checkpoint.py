@@ -95,7 +95,10 @@ class Checkpoints:
 
     def rounds(self) -> list[int]:
         """After which rounds there is a checkpoint, ascending; damaged ones count."""
-        return sorted(self._manager.all_steps(read=True)) if self.folder.is_dir() else []
+        if not self.folder.is_dir():
+            return []
+        self._manager.reload()  # after a save that failed it does not know any more what it has
+        return sorted(self._manager.all_steps())
 
     def save(self, number: int, server: Server, population: Population, record: dict[str, Any] | None = None) -> None:
         """Saves the state after round `number`, unless that is there; returns before it is on disk.

@@ -168,7 +168,7 @@ def test_another_configuration_is_refused_unless_it_is_meant(train, tmp_path):
     changed = ("--config.local.learning_rate=0.01", "--config.seed=0", "--config.method.pacl_weight=0.1")
     check_refused(
         train("run", *changed),
-        "local.learning_rate = 0.01 (it was 0.05)",
+        "local.learning_rate = 0.01 (it was 0.1)",
         "method.pacl_weight = 0.1",
         "--allow-changed=local.learning_rate,method.pacl_weight",
     )
@@ -192,7 +192,7 @@ def test_other_images_and_another_backbone_are_refused(train, tiny_folder, tmp_p
     check_refused(train("run", moved), "backbone (another digest)", "--allow-changed=backbone")
     check_refused(train("run", "--config.data.scenes.seed=8"), "data.scenes.seed = 8 (it was 7)")
     both = "--allow-changed=data.scenes.seed"
-    check_refused(train("run", "--config.data.scenes.seed=8", both), "data (another digest)", "partition")
+    check_refused(train("run", "--config.data.scenes.seed=8", both), "data (another digest)")
 
 
 def test_a_folder_in_use_is_refused(train, tmp_path):
@@ -215,6 +215,10 @@ def test_a_folder_in_use_is_refused(train, tmp_path):
 # Damage
 
 
+# Reading what is damaged, Orbax leaves tasks of a closed event loop behind.
+noisy = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
 def truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
@@ -225,6 +229,7 @@ def flip(file: Path) -> None:
     file.write_bytes(content)
 
 
+@noisy
 @pytest.mark.parametrize("damage", [truncate, flip, Path.unlink], ids=["truncated", "one bit", "missing"])
 def test_a_damaged_checkpoint_is_passed_over_for_a_sound_one(train, tmp_path, caplog, damage):
     assert train("whole")[0] == 0
@@ -238,6 +243,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_a_sound_one(train, tmp_path, ca
     assert left(tmp_path / "run") == left(tmp_path / "whole")
 
 
+@noisy
 def test_no_file_of_a_checkpoint_can_be_lost_unnoticed(train, tmp_path):
     """Each file in turn: the run goes on from the one before, or what the file held was not needed."""
     assert train("whole")[0] == 0
@@ -254,6 +260,7 @@ def test_no_file_of_a_checkpoint_can_be_lost_unnoticed(train, tmp_path):
         assert left(tmp_path / "run") == left(tmp_path / "whole"), file
 
 
+@noisy
 def test_without_a_sound_checkpoint_nothing_is_overwritten(train, tmp_path):
     assert train("run", "--config.rounds=2")[0] == 0
     for file in (tmp_path / "run" / "checkpoints").rglob("*"):
@@ -303,18 +310,15 @@ def test_a_signal_saves_the_run_and_says_how_to_go_on(tiny_folder, tmp_path, fea
     folder = tmp_path / "run"
     rounds = "--config.rounds=100000"
     words = ["train", "--quiet", *SMALL, f"--config.backbone={tiny_folder}", rounds, f"--workdir={folder}"]
-    program = [sys.executable, "-m", "fedrsclip_jax.cli"]
-
-    def default_interrupts():
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # tests may run in the background, where it is ignored
-
+    # Tests may run in the background, where SIGINT is ignored.
+    heeds = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = [sys.executable, "-c", f"{heeds}; from fedrsclip_jax import cli; sys.exit(cli.main())"]
     with subprocess.Popen(
         [*program, *words],
         env=environment,
         cwd=REPOSITORY,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=default_interrupts,
     ) as run:
         end = time.monotonic() + 200
         while not ((folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").stat().st_size):
