@@ -7,6 +7,7 @@ eagerly. The achieved FLOP/s count the products that the class token's feature n
 """
 
 import argparse
+import time
 from functools import partial
 
 import jax
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--no-torch", action="store_true")
     arguments = parser.parse_args()
 
+    began = time.perf_counter()
     keep_freed_pages()
     sizes = openai_sizes.config(arguments.layers)
     clip = openai_sizes.clip(sizes, arguments.dtype)
@@ -88,7 +90,7 @@ def main() -> None:
     record = {"images_per_second": arguments.batch / taken["ours"], "ceiling_share": needed / taken["ours"] / ceiling}
     if model is not None:
         record["speedup"] = taken["PyTorch"] / taken["ours"]
-    timing.print_record("encode", ceiling_gflops=ceiling / 1e9, **record)
+    timing.print_record("encode", ceiling_gflops=ceiling / 1e9, **record, seconds=time.perf_counter() - began)
 
 
 if __name__ == "__main__":

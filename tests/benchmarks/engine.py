@@ -8,17 +8,15 @@ clients, cohorts of 100, each client's data made on demand from its number.
 
 import argparse
 import time
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fedrsclip_jax.data.clients import Clients
 from fedrsclip_jax.federated.client import Dataset
 from fedrsclip_jax.federated.engine import Engine
 from fedrsclip_jax.methods.base import Batch, Shared, accuracy, cross_entropy
-from tests.benchmarks import timing
+from tests.benchmarks import federations, timing
 from tests.benchmarks.federations import Rounds, settings
 
 INPUTS, CLASSES, SAMPLES = 512, 21, 64
@@ -28,46 +26,13 @@ class Linear(nnx.Module):
     """A linear classifier that all clients share."""
 
     def __init__(self, config, backbone, key, start=None):
-        self.kernel = Shared(jnp.zeros((INPUTS, CLASSES)))
+        self.kernel = Shared(jnp.zeros((CLASSES, INPUTS)))  # lies as PyTorch's does
         self.bias = Shared(jnp.zeros(CLASSES))
 
     def loss(self, batch: Batch, backbone, weights):
-        logits = batch.features @ self.kernel[...] + self.bias[...][None]
+        logits = jnp.einsum("bi,ci->bc", batch.features, self.kernel[...]) + self.bias[...][None]
         ce = cross_entropy(logits, batch)
         return ce, {"accuracy": accuracy(logits, batch)}
-
-
-class Even(Clients):
-    """Client k owns samples 64 k to 64 k + 63."""
-
-    def __init__(self, number: int):
-        self._number = number
-
-    @property
-    def num_clients(self) -> int:
-        return self._number
-
-    @property
-    def pooled(self) -> np.ndarray:
-        return np.zeros(0, np.int32)
-
-    def longest(self, split: str) -> int:
-        return SAMPLES
-
-    def digest(self) -> str:
-        return str(self._number)
-
-    def save(self, path: str | Path) -> None:
-        raise NotImplementedError("these clients are a rule, and nothing to save")
-
-    def saved_as(self, path: str | Path) -> bool:
-        return False
-
-    def _counts(self, ids: np.ndarray, split: str) -> np.ndarray:
-        return np.full(len(ids), SAMPLES)
-
-    def _images(self, ids: np.ndarray, split: str) -> tuple[np.ndarray, np.ndarray]:
-        return self._counts(ids, split), (ids[:, None] * SAMPLES + np.arange(SAMPLES)).reshape(-1)
 
 
 def samples(client: int) -> tuple[np.ndarray, np.ndarray]:
@@ -84,7 +49,7 @@ def on_demand(rows: np.ndarray) -> Dataset:
 def engine(clients: int, cohort: int, resident: Dataset | None) -> Engine:
     config = settings(cohort=cohort, local__learning_rate=0.1, local__momentum=0.0, rounds=10**6, eval__every=32)
     hold = None if resident is None else (lambda: resident)
-    return Engine(config, Linear, None, None, Even(clients), on_demand, hold)
+    return Engine(config, Linear, None, None, federations.Even(clients, SAMPLES), on_demand, hold)
 
 
 class TorchLoop:

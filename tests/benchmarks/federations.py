@@ -1,5 +1,7 @@
 """Federations of FedRSCLIP to measure: random features, real text towers."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -122,6 +124,39 @@ def engine(config: Config, clients: Clients, images: int, frozen: tuple[Backbone
 def _backbone(text: TextTower, suffixes, embed: int) -> Backbone:
     zero_shot = unit(jax.random.normal(jax.random.key(0), (len(CLASSES), embed)))
     return Backbone(text, jnp.asarray(100.0), suffixes, zero_shot)
+
+
+class Even(Clients):
+    """Client k owns images k * each to (k + 1) * each - 1."""
+
+    def __init__(self, number: int, each: int):
+        self._number, self._each = number, each
+
+    @property
+    def num_clients(self) -> int:
+        return self._number
+
+    @property
+    def pooled(self) -> np.ndarray:
+        return np.zeros(0, np.int32)
+
+    def longest(self, split: str) -> int:
+        return self._each
+
+    def digest(self) -> str:
+        return str(self._number)
+
+    def save(self, path: str | Path) -> None:
+        raise NotImplementedError("these clients are a rule, and nothing to save")
+
+    def saved_as(self, path: str | Path) -> bool:
+        return False
+
+    def _counts(self, ids: np.ndarray, split: str) -> np.ndarray:
+        return np.full(len(ids), self._each)
+
+    def _images(self, ids: np.ndarray, split: str) -> tuple[np.ndarray, np.ndarray]:
+        return self._counts(ids, split), (ids[:, None] * self._each + np.arange(self._each)).reshape(-1)
 
 
 class Rounds:

@@ -1,8 +1,10 @@
 """One local step at ViT-B/16 size, beside the same step in PyTorch as it is usually written, and the machine's ceiling.
 
-    python -m tests.benchmarks.text_step [--classes 21 31 45] [--contexts 4 16] [--lanes 1] [--dtype float32]
+    python -m tests.benchmarks.text_step [--classes 21 31 45] [--contexts 4 16] [--lanes 0] [--dtype float32]
 
-A step is forward, backward to the prompts, and update, on a batch of 32 cached image features; random weights. PyTorch
+A step is forward, backward to the prompts, and update, on a batch of 32 cached image features; random weights. Ours is
+timed as rounds of the engine on one device: the seconds of a round by all steps that its clients take in it, in as many
+lanes as the engine chooses; the first method with the largest context in a single lane as well. PyTorch
 runs `transformers.CLIPModel` on all 77 tokens of every class (CoOp's way, weights frozen) with as many threads; the
 whole step of such code encodes its 32 images again, which is measured by itself and added. What the JSON line names by
 classes alone is the first method's with the largest context. `ceiling_share` counts the floating-point operations that
@@ -11,24 +13,22 @@ the exact result needs (see `needed_flops`) against the fastest matrix products,
 
 import argparse
 import time
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import nnx
 
 from fedrsclip_jax.clip.backbone import Backbone
-from fedrsclip_jax.clip.compiler import tower_options
 from fedrsclip_jax.clip.model import unit
 from fedrsclip_jax.clip.suffixes import Suffixes
 from fedrsclip_jax.clip.transformer import TowerConfig
-from fedrsclip_jax.config import MethodConfig
+from fedrsclip_jax.federated.client import Dataset
+from fedrsclip_jax.federated.engine import Engine
 from fedrsclip_jax.memory import keep_freed_pages
 from fedrsclip_jax.methods import METHODS
-from fedrsclip_jax.methods.base import Batch, Weights
-from tests.benchmarks import names, openai_sizes, timing
+from fedrsclip_jax.methods.base import Batch
+from tests.benchmarks import federations, names, openai_sizes, timing
+from tests.benchmarks.federations import Rounds
 
 BATCH, RATE, MOMENTUM = 32, 0.002, 0.9
 PROMPTS = {"promptfl": 1, "fedrsclip": 2}
@@ -53,29 +53,21 @@ def needed_flops(tower: TowerConfig, suffixes: Suffixes, context: int, embed: in
     return 2.0 * dense + 2.0 * 6 * d * ((tower.layers - 1) * pairs + pairs_of_eos)
 
 
-def our_step(method: str, context: int, backbone: Backbone, batch: Batch, steps: int, lanes: int):
-    """A call of `steps` local steps in one dispatch, as a round runs them, and the seconds of its compilation."""
-    module = METHODS[method](MethodConfig(context_tokens=context), backbone, jax.random.key(0))
-    graph, prompts = nnx.split(module)
-    transform = optax.sgd(RATE, momentum=MOMENTUM)
+def our_rounds(
+    method: str, context: int, backbone: Backbone, data: Dataset, clients: int, steps: int, lanes: int
+) -> tuple[Rounds, float]:
+    """A round in which each of some clients takes `steps` local steps, and the seconds of its compilation.
 
-    def lane(prompts, backbone, batch):
-        def step(_, state):
-            prompts, opt_state = state
-            loss = lambda p: nnx.merge(graph, p).loss(batch, backbone, Weights(0.3, 0.5))[0]  # noqa: E731
-            updates, opt_state = transform.update(jax.grad(loss)(prompts), opt_state, prompts)
-            return optax.apply_updates(prompts, updates), opt_state
-
-        return jax.lax.fori_loop(0, steps, step, (prompts, transform.init(prompts)))[0]
-
-    if lanes > 1:
-        prompts = jax.tree.map(lambda leaf: jnp.stack([leaf] * lanes), prompts)
-        run = jax.jit(jax.vmap(lane, in_axes=(0, None, None)), compiler_options=tower_options())
-    else:
-        run = jax.jit(lane, compiler_options=tower_options())
+    It is the engine's own round, with all that goes on around a step. `lanes` as `spmd.clients_per_device`.
+    """
+    keys = {"method__name": method, "method__context_tokens": context, "spmd__clients_per_device": lanes}
+    keys |= {"local__learning_rate": RATE, "local__momentum": MOMENTUM, "local__batch_size": BATCH}
+    config = federations.settings(rounds=10**6, eval__every=1, local__epochs=steps, spmd__devices=1, **keys)
+    owners = federations.Even(clients, BATCH)
+    engine = Engine(config, METHODS[method], backbone, None, owners, lambda rows: data, lambda: data)
     began = time.perf_counter()
-    compiled = run.lower(prompts, backbone, batch).compile()
-    return partial(compiled, prompts, backbone, batch), time.perf_counter() - began
+    engine.compiled()
+    return Rounds(engine, 1), time.perf_counter() - began
 
 
 def torch_step(model, suffixes: Suffixes, prompts: int, context: int, batch: Batch):
@@ -150,9 +142,10 @@ def main() -> None:
     parser.add_argument("--classes", type=int, nargs="+", choices=sorted(names.BY_CLASSES), default=[21, 31, 45])
     parser.add_argument("--contexts", type=int, nargs="+", default=[4, 16], help="context tokens")
     parser.add_argument("--methods", nargs="+", choices=sorted(PROMPTS), default=["promptfl", "fedrsclip"])
-    parser.add_argument("--lanes", type=int, default=1, help="clients that step together under vmap")
+    parser.add_argument("--clients", type=int, default=4, help="clients of a round")
+    parser.add_argument("--lanes", type=int, default=0, help="clients that step at a time; 0 is the engine's choice")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--steps", type=int, default=8, help="local steps in a dispatch")
+    parser.add_argument("--steps", type=int, default=2, help="local steps of each client in a round")
     parser.add_argument("--repeats", type=int, default=3, help="measurements of each call")
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--no-torch", action="store_true")
@@ -163,7 +156,8 @@ def main() -> None:
     clip = openai_sizes.clip(sizes, arguments.dtype)
     model = None if arguments.no_torch else openai_sizes.in_torch(clip, sizes)
     packages = ["torch", "transformers"] if model is not None else []
-    print(timing.machine(*packages), f"{arguments.dtype}, lanes {arguments.lanes}, {names.tokenizer_line()}", sep="; ")
+    began = time.perf_counter()
+    print(timing.machine(*packages), arguments.dtype, names.tokenizer_line(), sep="; ")
 
     products = timing.large_products(arguments.dtype)
     images = None if model is None else seconds_of_images(model)
@@ -177,33 +171,40 @@ def main() -> None:
         backbone = Backbone(clip.text, jnp.asarray(100.0), suffixes, jnp.zeros((classes, sizes.embed)))
         features = unit(jnp.asarray(rng.normal(size=(BATCH, sizes.embed)), jnp.float32))
         batch = Batch(features, jnp.asarray(rng.integers(0, classes, BATCH)), jnp.ones(BATCH, bool))
+        data = Dataset(np.tile(batch.features, (1, arguments.clients, 1)), np.tile(batch.labels, arguments.clients))
         calls, compiling, longest = {}, {}, max(arguments.contexts)
-        for method in arguments.methods:
-            for context in arguments.contexts:
-                call, compiling[method, context] = our_step(
-                    method, context, backbone, batch, arguments.steps, arguments.lanes
-                )
-                calls[f"{method} {context}"] = call
-            if model is not None:
+        cases = [(method, context, arguments.lanes) for method in arguments.methods for context in arguments.contexts]
+        for case in dict.fromkeys([*cases, (arguments.methods[0], longest, 1)]):
+            method, context, lanes = case
+            calls[case], compiling[case] = our_rounds(
+                method, context, backbone, data, arguments.clients, arguments.steps, lanes
+            )
+        if model is not None:
+            for method in arguments.methods:
                 calls[method], encode = torch_step(model, suffixes, PROMPTS[method], longest, batch)
                 check_same(encode, backbone, longest)
         calls |= {name: made.call for name, made in products.items()}
         taken = timing.seconds_each(calls, arguments.repeats, warmup=1)
         ceiling = timing.ceiling(products, taken)
         ceilings.append(ceiling / 1e9)
-        for method, context in compiling:
-            seconds = taken[f"{method} {context}"] / arguments.steps / arguments.lanes
+        for case, seconds_compiling in compiling.items():
+            method, context, asked = case
+            lanes = calls[case].engine.lanes
+            seconds = taken[case] / arguments.steps / arguments.clients
             needed = PROMPTS[method] * needed_flops(sizes.text, suffixes, context, sizes.embed)
             figures = {"ceiling_share": needed / seconds / ceiling}
             if model is not None:
                 figures |= {"text_speedup": taken[method] / seconds, "step_speedup": (taken[method] + images) / seconds}
-            record |= {f"{name}_{method}_c{classes}_m{context}": value for name, value in figures.items()}
-            if (method, context) == (arguments.methods[0], longest):
-                record |= {f"{name}_c{classes}": value for name, value in figures.items()}
+            if asked == arguments.lanes:
+                record |= {f"{name}_{method}_c{classes}_m{context}": value for name, value in figures.items()}
+                if (method, context) == (arguments.methods[0], longest):
+                    record |= {f"{name}_c{classes}": value for name, value in figures.items()}
+            else:
+                record |= {f"{name}_one_lane_c{classes}": value for name, value in figures.items()}
             rows.append(
                 [
-                    f"{method}, C {classes}, m {context}",
-                    compiling[method, context],
+                    f"{method}, C {classes}, m {context}, lanes {lanes}",
+                    seconds_compiling,
                     seconds * 1e3,
                     100 * figures["ceiling_share"],
                     taken[method] * 1e3 if model is not None else "-",
@@ -218,7 +219,13 @@ def main() -> None:
         rows,
     )
     share = record[f"ceiling_share_c{arguments.classes[0]}"]
-    timing.print_record("text_step", ceiling_share=share, ceiling_gflops=max(ceilings), **record)
+    timing.print_record(
+        "text_step",
+        ceiling_share=share,
+        ceiling_gflops=max(ceilings),
+        seconds=time.perf_counter() - began,
+        **record,
+    )
 
 
 if __name__ == "__main__":
