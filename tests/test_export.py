@@ -12,8 +12,8 @@ torch = pytest.importorskip("torch", reason="exports are held against PyTorch") 
 import transformers
 from safetensors.numpy import load_file
 
+from fedrsclip_jax.export.chosen import choose
 from fedrsclip_jax.export.exporter import Request, export
-from fedrsclip_jax.export.model import choose
 from fedrsclip_jax.export.pictures import take
 from fedrsclip_jax.finished import open_run, restore
 from fedrsclip_jax.progress import Progress

@@ -19,8 +19,8 @@ from safetensors.numpy import load_file, save_file
 from fedrsclip_jax.errors import CheckError
 from fedrsclip_jax.export import torch_classifier
 from fedrsclip_jax.export.certificate import TOLERANCE, compare
+from fedrsclip_jax.export.chosen import choose
 from fedrsclip_jax.export.exporter import Request, export
-from fedrsclip_jax.export.model import choose
 from fedrsclip_jax.export.output import Output
 from fedrsclip_jax.export.pictures import take
 from fedrsclip_jax.export.torch_classifier import Classifier

@@ -13,9 +13,9 @@ torch = pytest.importorskip("torch", reason="most of these files are PyTorch's")
 
 from safetensors.numpy import save_file
 
+from fedrsclip_jax.export.chosen import choose
 from fedrsclip_jax.export.exporter import Request, export
 from fedrsclip_jax.export.layouts import file_of
-from fedrsclip_jax.export.model import choose
 from fedrsclip_jax.federated.initial import initial
 from fedrsclip_jax.finished import open_run, restore
 from fedrsclip_jax.methods import METHODS

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from fedrsclip_jax.errors import CheckError
-from fedrsclip_jax.export.model import Model
+from fedrsclip_jax.export.chosen import Model
 from fedrsclip_jax.export.pictures import Pictures
 from fedrsclip_jax.finished import FinishedRun
 from fedrsclip_jax.prompts import Prompts

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from fedrsclip_jax.clip.huggingface import save_image_tower
 from fedrsclip_jax.clip.preprocess import SETTINGS
 from fedrsclip_jax.errors import CheckError
-from fedrsclip_jax.export.model import Model
+from fedrsclip_jax.export.chosen import Model
 from fedrsclip_jax.export.pictures import Pictures
 from fedrsclip_jax.files import write_json, write_text
 

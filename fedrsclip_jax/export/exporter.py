@@ -11,9 +11,9 @@ from typing import Any
 import jax
 
 from fedrsclip_jax.errors import InputError
-from fedrsclip_jax.export import backbone, certificate
+from fedrsclip_jax.export import certificate, huggingface_folder
+from fedrsclip_jax.export.chosen import Model, choose
 from fedrsclip_jax.export.formats import BACKBONE, MODELS
-from fedrsclip_jax.export.model import Model, choose
 from fedrsclip_jax.export.output import Output
 from fedrsclip_jax.export.pictures import Pictures, take
 from fedrsclip_jax.files import write_json
@@ -121,11 +121,11 @@ def _write(
 ) -> list[dict[str, Any]]:
     pictures = take(run)
     if request.format == BACKBONE:
-        backbone.write_backbone(run, folder)
+        huggingface_folder.write_backbone(run, folder)
         comparison = None
         if _has_torch():
-            theirs = backbone.run_backbone(run, folder, pictures)
-            comparison = _compare(backbone.zero_shot(run, pictures), theirs, run, pictures)
+            theirs = huggingface_folder.run_backbone(run, folder, pictures)
+            comparison = _compare(huggingface_folder.zero_shot(run, pictures), theirs, run, pictures)
         return [_certify(request, run, None, folder, pictures, comparison)]
 
     kind, verified, certificates = MODELS[request.format], _has_torch(), []

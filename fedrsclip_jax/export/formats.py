@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedrsclip_jax.export import classifier, layouts, onnx
-from fedrsclip_jax.export.model import Model
+from fedrsclip_jax.export.chosen import Model
 from fedrsclip_jax.export.pictures import Pictures
 
 

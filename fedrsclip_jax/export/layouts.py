@@ -22,7 +22,7 @@ from jaxtyping import Float
 from safetensors.numpy import save_file
 
 from fedrsclip_jax.errors import InputError
-from fedrsclip_jax.export.model import Model
+from fedrsclip_jax.export.chosen import Model
 from fedrsclip_jax.export.sequences import sequences
 from fedrsclip_jax.files import write_text
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from fedrsclip_jax.clip.preprocess import SETTINGS
+from fedrsclip_jax.export.chosen import Model
 from fedrsclip_jax.export.classifier import write_classifier
-from fedrsclip_jax.export.model import Model
 from fedrsclip_jax.export.pictures import Pictures
 from fedrsclip_jax.files import write_json
 

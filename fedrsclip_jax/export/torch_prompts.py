@@ -10,8 +10,8 @@ import torch
 import transformers
 from jaxtyping import Float
 
+from fedrsclip_jax.export.chosen import Model
 from fedrsclip_jax.export.layouts import file_of
-from fedrsclip_jax.export.model import Model
 from fedrsclip_jax.export.pictures import Pictures
 from fedrsclip_jax.export.sequences import Sequences, sequences
 from fedrsclip_jax.prompts import read

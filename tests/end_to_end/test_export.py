@@ -84,7 +84,7 @@ def test_a_trained_run_goes_out_and_comes_back(tiny_folder, tmp_path, capsys):
 def test_the_lines_of_the_readme_classify_an_image_without_jax(tmp_path):
     """As they stand there, on the embedded CLIP, and equal to the run's own answer."""
     from fedrsclip_jax.clip.huggingface import TINY
-    from fedrsclip_jax.export.model import choose
+    from fedrsclip_jax.export.chosen import choose
     from fedrsclip_jax.export.pictures import take
     from fedrsclip_jax.finished import open_run, restore
 
