@@ -201,12 +201,31 @@ def _context(path: Path) -> np.ndarray:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"init_from: {path} cannot be read ({reason}); copy or export it again") from error
-    state = written.get("state_dict", written) if isinstance(written, dict) else {}
-    named = {name: state[name] for name in state if name == "ctx" or name.endswith("prompt_learner.ctx")}
+    state = written.get("state_dict", written) if isinstance(written, dict) else None
+    named = [
+        value
+        for name, value in (state.items() if isinstance(state, dict) else ())
+        if isinstance(name, str) and (name == "ctx" or name.endswith("prompt_learner.ctx"))
+    ]
     if len(named) != 1:
-        raise InputError(f"init_from: {path} holds {len(named) or 'no'} tensors called ctx; it must hold one prompt")
-    (context,) = named.values()
+        raise InputError(
+            f"init_from: {path} holds {len(named) or 'no'} tensors called ctx where one is due; keep its prompt alone: "
+            "torch.save({'state_dict': {'ctx': CTX}}, FILE)"
+        )
+    (context,) = named
     dtype = str(getattr(context, "dtype", type(context).__name__)).removeprefix("torch.")
-    if dtype not in WIDENED or not 2 <= context.ndim <= 3:
-        raise InputError(f"init_from: ctx in {path} is {dtype}; a prompt is a tensor of {', '.join(WIDENED)}")
-    return context.detach().to(torch.float32).numpy().copy()
+    if dtype not in WIDENED:
+        raise InputError(f"init_from: ctx in {path} is {dtype}; save it as a tensor of {', '.join(WIDENED)}")
+    try:
+        array = context.detach().to(torch.float32).numpy().copy()
+    except Exception as error:  # sparse, nested, without numbers: what a tensor may be instead of an array
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"init_from: ctx in {path} is no dense tensor ({reason}); save it dense, ctx.to_dense()"
+        ) from error
+    if not 2 <= array.ndim <= 3:
+        raise InputError(
+            f"init_from: ctx in {path} has shape {list(array.shape)}; save it as [tokens, width], or [prompts, tokens, "
+            "width]"
+        )
+    return array

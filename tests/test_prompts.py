@@ -166,6 +166,29 @@ def cases(folder: Path):
     whole.with_name("cut").write_bytes(whole.read_bytes()[:300])
     yield f"coop:{folder / 'cut'}", ("cut",)
     yield f"coop:{saved(folder / 'other', SHARED, 'weight')}", ("no tensors called ctx",)
+    for name, value in {
+        "number": {"state_dict": 3},
+        "unnamed": {0: torch.zeros(4, 32)},
+        "unnamed inside": {"state_dict": {0: torch.zeros(4, 32)}},
+        "alone": torch.zeros(4, 32),
+        "listed": [torch.zeros(4, 32)],
+    }.items():
+        torch.save(value, folder / name)
+        yield f"coop:{folder / name}", (f"{folder / name} holds no tensors called ctx", "torch.save(")
+    twice = {"ctx": torch.zeros(4, 32), "prompt_learner.ctx": torch.zeros(4, 32)}
+    torch.save(twice, folder / "twice")
+    yield f"coop:{folder / 'twice'}", (f"{folder / 'twice'} holds 2 tensors called ctx", "torch.save(")
+    for name, value in {
+        "sparse": torch.zeros(4, 32).to_sparse(),
+        "nowhere else": torch.zeros(4, 32, device="meta"),
+    }.items():
+        torch.save({"state_dict": {"ctx": value}}, folder / name)
+        for kind in ("coop", "fedotp", "flip"):
+            yield f"{kind}:{folder / name}", (f"ctx in {folder / name} is no dense tensor", "to_dense()")
+    torch.save({"ctx": "a photo of a"}, folder / "words")
+    yield f"coop:{folder / 'words'}", ("ctx in", "words is str", "save it as a tensor of float32")
+    yield f"coop:{saved(folder / 'scalar', np.float32(1))}", ("has shape []", "[tokens, width]")
+    yield f"flip:{saved(folder / 'four', SHARED[None, None])}", ("has shape [1, 1, 4, 32]", "[tokens, width]")
     yield f"coop:{saved(folder / 'integers', np.zeros((4, 32), np.int64))}", ("ctx", "int64", "float32")
     yield f"coop:{saved(folder / 'flips', SHARED[None])}", ("[1, 4, 32]", "flip:")
     yield f"coop:{saved(folder / 'two', np.stack([SHARED, PRIVATE]))}", ("[2, 4, 32]", "fedotp:")
