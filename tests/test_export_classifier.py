@@ -1,5 +1,6 @@
 """Exported classifiers and backbones against what they came from, certificates, and the folder they are written to."""
 
+import ast
 import json
 import shutil
 import subprocess
@@ -88,6 +89,15 @@ def test_predict_takes_paths_pictures_and_arrays(tiny_folder, tmp_path):
         assert [name for name, _ in answers] == [ACCENTS[i] for i in logits[:3].argmax(axis=1)]
         np.testing.assert_allclose([p for _, p in answers], expected[:3], atol=1e-3)
     assert classifier.predict([path]) == classifier.predict([str(path)]) == classifier.predict([Image.open(path)])
+    mixed = classifier.preprocess([path, pictures.images[0], Image.open(path)])
+    assert torch.equal(mixed, classifier.preprocess([path]).repeat(3, 1, 1, 1))
+    # Three pixels high, which could be taken for three channels.
+    low = np.random.default_rng(0).integers(0, 256, (3, 40, 3), np.uint8)
+    assert classifier.predict([low]) == classifier.predict([Image.fromarray(low)])
+    turned = Image.open(path).getexif()
+    turned[0x0112] = 6  # "turn by 90 degrees", which training does not read
+    Image.open(path).save(tmp_path / "turned.png", exif=turned)
+    assert classifier.predict([tmp_path / "turned.png"]) == classifier.predict([path])
     grey = classifier.predict([Image.open(path).convert("L")])
     assert grey == classifier.predict([Image.open(path).convert("L").convert("RGB")])
 
@@ -138,18 +148,19 @@ def test_the_module_for_inference_is_small_and_stands_alone():
     source = Path(torch_classifier.__file__)
     lines = source.read_text().splitlines()
     assert len(lines) < 80
-    imported = {line.split()[1].split(".")[0] for line in lines if line.startswith(("import ", "from "))}
-    assert imported == {
-        "json",
-        "collections",
-        "pathlib",
-        "typing",
-        "numpy",
-        "torch",
-        "PIL",
-        "safetensors",
-        "transformers",
-    }
+    tree = ast.parse(source.read_text())
+    everywhere, at_once = (
+        {
+            name.split(".")[0]
+            for node in nodes
+            if isinstance(node, (ast.Import, ast.ImportFrom))
+            for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [at.name for at in node.names])
+        }
+        - sys.stdlib_module_names
+        for nodes in (ast.walk(tree), tree.body)
+    )
+    assert at_once == {"torch", "transformers"}
+    assert everywhere == {"torch", "transformers", "PIL"}  # by which transformers prepares images
 
 
 @pytest.mark.long

@@ -31,7 +31,7 @@ def write_classifier(model: Model, folder: Path, with_backbone: bool) -> None:
     path = folder / "classifier.safetensors"
     size = task.clip_config.image_size
     probe = np.asarray(task.clip.encode_image(jnp.zeros((1, size, size, 3))))[0]
-    save_file({"weights": weights, "norms": norms, "probe": probe}, path)
+    save_file({"weights": weights, "norms": norms, "probe": probe}, path, metadata={"format": "pt"})
     path.chmod(0o644)  # safetensors leaves it readable for the owner alone
     copied = with_backbone or config.backbone == "tiny"  # which lies in the package, and nowhere else
     if copied:
@@ -102,7 +102,7 @@ classifier = Classifier.from_folder(".")
 print(classifier.predict(["image.jpg"]))  # name and probability of the most likely class
 ```
 
-PyTorch and transformers 5 are enough. Images are 8-bit RGB of any size, prepared as `{SETTINGS}` says.
+PyTorch, transformers 5 and Pillow are enough. Images are 8-bit RGB of any size, prepared as `{SETTINGS}` says.
 
 ## What is in it
 

@@ -1,4 +1,4 @@
-"""An exported classifier in PyTorch. Needs torch and transformers; no JAX, and nothing else of this package.
+"""An exported classifier in PyTorch. Needs torch and transformers (with Pillow, to prepare images), and no JAX.
 
 classifier = Classifier.from_folder("FOLDER")
 classifier.predict(["scene.jpg"])  # [("river", 0.93)]
@@ -9,11 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
-from safetensors.torch import load_file
 from transformers import CLIPVisionModelWithProjection
+from transformers.modeling_utils import load_state_dict
 from transformers.models.clip import CLIPImageProcessorPil
 
 
@@ -40,7 +38,7 @@ class Classifier(torch.nn.Module):
         """What `fedrsclip export --format=classifier` wrote; `backbone` says where the CLIP lies now, if it moved."""
         folder = Path(folder)
         settings = json.loads((folder / "classifier.json").read_text(encoding="utf-8"))
-        tensors = load_file(folder / "classifier.safetensors")
+        tensors = load_state_dict(str(folder / "classifier.safetensors"))
         source, revision = settings["image_tower"], settings["image_tower_revision"]
         if (folder / "image_tower").is_dir():
             source, revision = folder / "image_tower", None
@@ -65,9 +63,11 @@ class Classifier(torch.nn.Module):
 
     def preprocess(self, images: Sequence[Any]) -> torch.Tensor:
         """Pixel values of images: paths, PIL images, or RGB arrays [height, width, 3] of 8 bits."""
-        opened = [Image.open(image) if isinstance(image, (str, Path)) else Image.fromarray(image)
-                  if isinstance(image, np.ndarray) else image for image in images]  # fmt: skip
-        return self.processor(opened, return_tensors="pt")["pixel_values"].to(self.weights.device)
+        from PIL import Image  # transformers' own load_image turns pictures by their EXIF, unlike training
+
+        opened = [Image.open(image) if isinstance(image, (str, Path)) else image for image in images]
+        prepared = self.processor(opened, return_tensors="pt", input_data_format="channels_last")
+        return prepared["pixel_values"].to(self.weights.device)
 
     @torch.inference_mode()
     def predict(self, images: Sequence[Any]) -> list[tuple[str, float]]:
