@@ -8,7 +8,6 @@ import jax
 import numpy as np
 from flax import nnx
 from PIL import Image
-from safetensors.numpy import load_file, save_file
 
 from fedrsclip_jax import config as configuration
 from fedrsclip_jax.checkpoint import Checkpoints
@@ -120,8 +119,3 @@ def finished(
     }
     (workdir / "summary.json").write_text(json.dumps(summary))
     return workdir
-
-
-def narrow(path: Path, dtype) -> None:
-    """A safetensors file with its tensors in another type."""
-    save_file({name: value.astype(dtype) for name, value in load_file(path).items()}, path)
