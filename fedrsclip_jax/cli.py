@@ -139,7 +139,10 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--client", type=int, metavar="K", help="the model of client K; default the federation's")
     export.add_argument("--all-clients", action="store_true", help="the model of each client, below OUTPUT/client_K")
     export.add_argument(
-        "--checkpoint", metavar="N|best", default="last", help="of round N, or the best; default the last"
+        "--checkpoint",
+        metavar="N|best",
+        default="last",
+        help="of round N, or the best of a run with eval.split=validation; default the last",
     )
     export.add_argument("--with-backbone", action="store_true", help="a classifier with a copy of its image tower")
     export.add_argument("--overwrite", action="store_true", help="replace an earlier export")
@@ -227,7 +230,7 @@ def _export(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None
     else:
         print(f"not verified: {worst['reason']}")
     if any(certificate["run"].get("took_part") is False for certificate in certificates):
-        print(f"client {known.client} never took part: its private prompt is its initial draw, untrained")
+        print(f"warning: client {known.client} never took part; its private prompt is its initial draw, untrained")
     print(f"{known.format} in {known.output}")
 
 

@@ -223,10 +223,9 @@ def test_safetensors_say_what_they_are(tiny_folder, tmp_path):
     assert len(metadata["backbone_sha256"]) == len(metadata["config_sha256"]) == 64
 
 
-def test_a_client_never_drawn_is_its_initial_draw_and_says_so(tiny_folder, tmp_path, capsys):
+def test_a_client_never_drawn_is_its_initial_draw_and_says_so(tiny_folder, tmp_path):
     workdir = finished(tmp_path / "run", tiny_folder, MANY, **{"partition.min_examples": 1})
-    (certificate,) = export(Request(workdir, "safetensors", tmp_path / "out", client=3), [], Progress())
-    assert "client 3 never took part" in capsys.readouterr().err
+    (certificate,) = export(Request(workdir, "safetensors", tmp_path / "out", client=3), [], QUIET)
     assert certificate["run"]["took_part"] is False
     # As the federation itself would draw it.
     from fedrsclip_jax.federation import Federation

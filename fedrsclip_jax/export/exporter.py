@@ -109,10 +109,6 @@ def _models(request: Request, run: FinishedRun, progress: Progress) -> list[Mode
     models = [choose(run, restored, client) for client in clients]
     for model in models:
         MODELS[request.format].check(model)
-        if not model.drawn:
-            progress.say(
-                f"warning: client {model.client} never took part; its private prompt is its initial draw, untrained"
-            )
     return models
 
 

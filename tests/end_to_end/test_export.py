@@ -159,7 +159,7 @@ def refused(tmp_path, monkeypatch, capfd):
         (["--format=fedtpg", "--all-clients"], ("the model of client 0 has two", "safetensors or classifier")),
         (["--format=fedotp"], ("a shared and a private prompt", "--client=K")),
         (["--format=coop", "--checkpoint=3"], ("--checkpoint=3", "none of round 3", f"kept are {ROUNDS}")),
-        (["--format=coop", "--checkpoint=best"], ("--checkpoint=best", f"kept are {ROUNDS}")),
+        (["--format=coop", "--checkpoint=best"], ("--checkpoint=best", "marked none", "eval.split = validation")),
         (["--format=coop", "--checkpoint=newest"], ("--checkpoint=newest", f"kept are {ROUNDS}")),
         (["--format=huggingface", "--client=1"], ("the same for all clients", "leave --client out")),
         (["--format=coop", "--client=one"], ("--client", "'one'")),
@@ -176,10 +176,12 @@ def test_what_cannot_be_exported(refused, run, arguments, words):
 
 
 def test_a_client_never_drawn_is_exported_with_a_warning(run, tmp_path, capsys):
-    export(run, "safetensors", tmp_path / "out", "--client=3")
-    assert "client 3 never took part" in capsys.readouterr().out
-    export(run, "safetensors", tmp_path / "other", "--client=2")
-    assert "never took part" not in capsys.readouterr().out
+    words = ["export", f"--workdir={run}", "--format=safetensors"]
+    for name, flags, warnings in (("out", (), 1), ("quiet", ("--quiet",), 1), ("other", ("--client=2",), 0)):
+        assert cli.main([*words, "--client=3", f"--output={tmp_path / name}", *flags]) == 0
+        said = capsys.readouterr()
+        assert (said.out + said.err).count("never took part") == warnings
+        assert said.out.count("warning: client 3 never took part") == warnings
 
 
 def test_methods_without_such_a_model(refused, tiny_folder, tmp_path_factory):
