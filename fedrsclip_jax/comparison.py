@@ -67,9 +67,14 @@ def compare(
             divide(dataclasses.replace(config, seed=seed), task)
         task.backbone(config.method)
         task.context_start(config.method)
-        imported(config, task.clip_config)
+        prompts = imported(config, task.clip_config)
         make_mesh(config.spmd.devices)
-        held = {"configuration": digest(config), "backbone": task.digest, "data.source": fingerprint(task.source)}
+        held = {
+            "configuration": digest(config),
+            "backbone": task.digest,
+            "data.source": fingerprint(task.source),
+            "init_from": prompts.digest,
+        }
     distributed.check_same(held)
     with workdir.claim(folder) as dead:
         if dead:

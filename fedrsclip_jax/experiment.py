@@ -22,6 +22,7 @@ from fedrsclip_jax.files import make_folder, read_json, write_json, write_text
 from fedrsclip_jax.interrupt import Interrupt
 from fedrsclip_jax.ledger import Ledger
 from fedrsclip_jax.progress import Progress
+from fedrsclip_jax.prompts import KEPT, Prompts, imported, keep
 from fedrsclip_jax.task import Task, divide
 
 
@@ -56,12 +57,18 @@ def run(
     title = f"{config.method.name}, seed {config.seed}"
     with distributed.together():
         clients = divide(config, task, features.readable)
-        identity = {"backbone": task.digest, "data": fingerprint(task.source), "partition": clients.digest()}
-        finished = _earlier_start(config, folder, allowed)
+        prompts = imported(config, task.clip_config)
+        identity = {
+            "backbone": task.digest,
+            "data": fingerprint(task.source),
+            "partition": clients.digest(),
+            "initial_prompts": prompts.digest,
+        }
+        finished = _earlier_start(config, folder, identity, allowed)
     if finished is not None and finished["rounds"] == config.rounds:
         progress.say(f"{title}: finished before")
         return finished
-    federation = Federation(config, task, features, clients)
+    federation = Federation(config, task, features, clients, prompts)
 
     with Checkpoints(folder, config.checkpoint.keep) as checkpoints, Checkpoints(folder, folder=BEST) as best:
         with distributed.together():
@@ -74,7 +81,7 @@ def run(
             federation.restore(saved.server(federation.server), saved.population)
             progress.say(f"{title}: goes on after round {ledger.round}")
         ledger.seconds["encode"] += encode_seconds
-        _write_start(config, folder, federation, ledger)
+        _write_start(config, folder, federation, prompts, ledger)
         zero_shot = score_zero_shot(features.plain, task.labels, clients, federation.scored, federation.backbone)
         scores: dict[str, Any] = {}
 
@@ -154,13 +161,16 @@ def run(
         "state_sha256": federation.digest(),
         "backbone_sha256": task.digest,
         "partition_sha256": clients.digest(),
+        "initial_prompts_sha256": prompts.digest,
         "config_sha256": configuration.digest(config),
     }
     write_json(folder / "summary.json", summary)
     return summary
 
 
-def _earlier_start(config: Config, folder: Path, allowed: Sequence[str]) -> dict[str, Any] | None:
+def _earlier_start(
+    config: Config, folder: Path, identity: dict[str, str], allowed: Sequence[str]
+) -> dict[str, Any] | None:
     """The summary of an earlier start of this run, if that came to its end.
 
     Raises:
@@ -168,8 +178,11 @@ def _earlier_start(config: Config, folder: Path, allowed: Sequence[str]) -> dict
     """
     if not (folder / "config.json").is_file():
         return None
-    workdir.check_same(read_json(folder / "config.json"), configuration.to_dict(config), {}, allowed)
-    return read_json(folder / "summary.json") if (folder / "summary.json").is_file() else None
+    summary = read_json(folder / "summary.json") if (folder / "summary.json").is_file() else None
+    # What a summary does not say, the checkpoint does; see `_opened`.
+    digests = {name: ((summary or {}).get(f"{name}_sha256", digest), digest) for name, digest in identity.items()}
+    workdir.check_same(read_json(folder / "config.json"), configuration.to_dict(config), digests, allowed)
+    return summary
 
 
 def _opened(saved: Saved | None, config: Config, identity: dict[str, str], allowed: Sequence[str]) -> Ledger:
@@ -181,7 +194,7 @@ def _opened(saved: Saved | None, config: Config, identity: dict[str, str], allow
     if saved is None:
         return Ledger()
     was = saved.record
-    digests = {name: (was["identity"][name], digest) for name, digest in identity.items()}
+    digests = {name: (was["identity"].get(name), digest) for name, digest in identity.items()}
     workdir.check_same(was["config"], configuration.to_dict(config), digests, allowed)
     if saved.round > config.rounds:
         raise InputError(
@@ -191,9 +204,10 @@ def _opened(saved: Saved | None, config: Config, identity: dict[str, str], allow
     return Ledger.of(was["ledger"])
 
 
-def _write_start(config: Config, folder: Path, federation: Federation, ledger: Ledger) -> None:
+def _write_start(config: Config, folder: Path, federation: Federation, prompts: Prompts, ledger: Ledger) -> None:
     """What a run's folder holds from the first round on."""
     write_json(folder / "config.json", configuration.to_dict(config))
+    keep(prompts, folder)
     if distributed.first():
         federation.clients.save(folder / "partition.npz")
         (folder / "summary.json").unlink(missing_ok=True)  # of fewer rounds
@@ -203,7 +217,7 @@ def _write_start(config: Config, folder: Path, federation: Federation, ledger: L
 def _take_back_start(folder: Path) -> None:
     """Leaves nothing of a run that has no sound round, so that it may be tried again in the same place."""
     if distributed.first():
-        for name in ("config.json", "partition.npz", "metrics.jsonl"):
+        for name in ("config.json", KEPT, "partition.npz", "metrics.jsonl"):
             (folder / name).unlink(missing_ok=True)
 
 

@@ -12,7 +12,7 @@ from fedrsclip_jax.federated.client import Dataset
 from fedrsclip_jax.federated.engine import FEATURES_SHARE, Engine
 from fedrsclip_jax.federated.mesh import make_mesh, memory_limit, replicate
 from fedrsclip_jax.methods import find_method
-from fedrsclip_jax.prompts import imported, starting_from
+from fedrsclip_jax.prompts import Prompts, starting_from
 from fedrsclip_jax.task import Task
 
 
@@ -23,7 +23,8 @@ class Federation(Engine):
       scored: clients whose models are scored, ascending.
     """
 
-    def __init__(self, config: Config, task: Task, features: Features, clients: Clients):
+    def __init__(self, config: Config, task: Task, features: Features, clients: Clients, prompts: Prompts):
+        """`prompts` are what the run starts from; see `prompts.starting_from`."""
         labels = self.labels = np.asarray(task.labels)
         self.scored = scored_clients(config, clients)
         streamed = config.spmd.features == "streamed" or (
@@ -31,7 +32,7 @@ class Federation(Engine):
         )
         super().__init__(
             config,
-            starting_from(imported(config, task.clip_config), find_method(config.method.name)),
+            starting_from(prompts, find_method(config.method.name)),
             task.backbone(config.method),
             task.context_start(config.method),
             clients,

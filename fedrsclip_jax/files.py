@@ -48,13 +48,17 @@ def read_json(path: Path) -> Any:
         raise InputError(f"--workdir: {path} is not JSON ({error}); give the folder of a sound run") from error
 
 
-def write_text(path: Path, text: str) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
     """Writes beside `path`, then renames: readers see the old file or the new one."""
     if not distributed.first():
         return
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
+    partial.write_bytes(content)
     os.replace(partial, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -22,11 +22,11 @@ from fedrsclip_jax.federated.initial import initial
 from fedrsclip_jax.federated.population import Population
 from fedrsclip_jax.files import read_json
 from fedrsclip_jax.methods import find_method
-from fedrsclip_jax.prompts import imported, starting_from
+from fedrsclip_jax.prompts import Prompts, kept, starting_from
 from fedrsclip_jax.task import Task, load_source, load_task
 
-# What may be said anew of a finished run: where its data, backbone and first prompts lie, and the machine.
-MOVABLE = ("backbone", "data.source", "data.tfds_dir", "init_from", "spmd.devices", "spmd.clients_per_device")
+# What may be said anew of a finished run: where its data and backbone lie, and the machine.
+MOVABLE = ("backbone", "data.source", "data.tfds_dir", "spmd.devices", "spmd.clients_per_device")
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,14 @@ class FinishedRun:
       config: of this run alone, with what was said anew.
       summary: `summary.json`.
       task: images and backbone; without images where they were not asked for and cannot be found.
+      initial_prompts: that it started from, if they came from elsewhere.
     """
 
     workdir: Path
     config: Config
     summary: dict[str, Any]
     task: Task
+    initial_prompts: Prompts
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ def open_run(
       dtype: of the towers, instead of the run's.
 
     Raises:
-      InputError: the folder holds no finished run, or backbone or classes are not the ones of the run.
+      InputError: the folder holds no finished run, or backbone, classes or the prompts that it has kept are not the
+        ones of the run.
     """
     for name, _ in overrides:
         if name not in MOVABLE:
@@ -97,7 +100,8 @@ def open_run(
     task = load_task(config, _source(config, summary, images))
     if task.digest != summary["backbone_sha256"]:
         raise InputError(f"backbone: {config.backbone} has other weights than the run had; give the same backbone")
-    return FinishedRun(workdir, config, summary, task)
+    start = kept(workdir, summary.get("initial_prompts_sha256")) if config.init_from else Prompts()
+    return FinishedRun(workdir, config, summary, task, start)
 
 
 def restore(run: FinishedRun, checkpoint: str = "last") -> Restored:
@@ -110,11 +114,10 @@ def restore(run: FinishedRun, checkpoint: str = "last") -> Restored:
       InputError: there is no such checkpoint.
     """
     config = run.config
-    prompts = imported(config, run.task.clip_config)
     backbone = run.task.backbone(config.method)
     graph, shared, population = initial(
         config,
-        starting_from(prompts, find_method(config.method.name)),
+        starting_from(run.initial_prompts, find_method(config.method.name)),
         backbone,
         run.task.context_start(config.method),
         run.summary["num_clients"],

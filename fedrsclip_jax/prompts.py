@@ -1,10 +1,13 @@
 """Prompts that come from elsewhere: another run's, files of CoOp, FedOTP, Flip and our own, as what a run starts from.
 
-A file is read as tensors and numbers alone (`weights_only=True`); nothing in it is executed.
+A file is read as tensors and numbers alone (`weights_only=True`); nothing in it is executed. A run keeps what it read
+in its own folder: the private prompt of a client never drawn stays that of the start, whatever becomes of the file.
 """
 
+import hashlib
 import pickle
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,12 +17,17 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 from safetensors import safe_open
+from safetensors.numpy import save
 
+from fedrsclip_jax import distributed
 from fedrsclip_jax.checkpoint import FOLDER, Checkpoints
 from fedrsclip_jax.clip.model import CLIPConfig
 from fedrsclip_jax.config import Config
 from fedrsclip_jax.errors import InputError
+from fedrsclip_jax.files import write_bytes
 from fedrsclip_jax.methods.base import Private, Shared
+
+KEPT = "initial_prompts.safetensors"
 
 
 class Prompts(NamedTuple):
@@ -38,15 +46,23 @@ class Prompts(NamedTuple):
         """Those that there are, by name, shared before private."""
         return {name: prompt for name, prompt in zip(self._fields, self, strict=True) if prompt is not None}
 
+    @property
+    def digest(self) -> str:
+        """sha256 over the fp32 numbers of those that there are, with their names."""
+        sha = hashlib.sha256()
+        for name, prompt in self.present.items():
+            sha.update(name.encode() + np.ascontiguousarray(prompt, "<f4").tobytes())
+        return sha.hexdigest()
 
-def imported(config: Config, clip: CLIPConfig) -> Prompts | None:
-    """The prompts of `init_from`, which fit the run; None where it is empty.
+
+def imported(config: Config, clip: CLIPConfig) -> Prompts:
+    """The prompts of `init_from`, which fit the run; none where it is empty.
 
     Raises:
       InputError: the file cannot be read, or its prompts are not of the run's number of tokens and width.
     """
     if not config.init_from:
-        return None
+        return Prompts()
     if config.method.context_init:
         raise InputError(
             f"method.context_init = {config.method.context_init!r} and init_from = {config.init_from!r} both say what "
@@ -70,13 +86,43 @@ def imported(config: Config, clip: CLIPConfig) -> Prompts | None:
     return prompts
 
 
-def starting_from(prompts: Prompts | None, make: Callable[..., nnx.Module]) -> Callable[..., nnx.Module]:
+def keep(prompts: Prompts, folder: Path) -> None:
+    """Writes into a run's folder what the run starts from."""
+    if prompts.present:
+        # safetensors writes memory as it lies, whatever the strides.
+        write_bytes(folder / KEPT, save({name: np.ascontiguousarray(p) for name, p in prompts.present.items()}))
+    elif distributed.first():
+        (folder / KEPT).unlink(missing_ok=True)  # of an earlier start that had some
+
+
+def kept(folder: Path, digest: str | None) -> Prompts:
+    """What the run of a folder started from.
+
+    Args:
+      digest: that it had; None where the run did not write it down.
+
+    Raises:
+      InputError: it is not there any more, or is something else.
+    """
+    prompts = Prompts()
+    with suppress(InputError):  # which would speak of `init_from`
+        prompts = _safetensors(folder / KEPT)
+    if prompts.digest != digest:
+        what = "no longer holds" if (folder / KEPT).exists() else "is gone; it held"
+        raise InputError(
+            f"--workdir: {folder / KEPT} {what} the prompts that the run started from; copy it again from where the "
+            "run was trained, or train the run anew"
+        )
+    return prompts
+
+
+def starting_from(prompts: Prompts, make: Callable[..., nnx.Module]) -> Callable[..., nnx.Module]:
     """A method of which every module starts from given prompts, without noise, instead of its draw.
 
     The shared prompt goes to the federation's, the private one to every client's. A method with prompts of one kind
     takes the one of that kind, or the one there is; what a file does not hold is drawn as ever.
     """
-    if prompts is None:
+    if not prompts.present:
         return make
 
     def made(*arguments) -> nnx.Module:

@@ -35,7 +35,7 @@ def rescore(workdir: Path, overrides: Sequence[tuple[str, str]], progress: Progr
                 f"{workdir / 'partition.npz'} differs from what config.json and {config.data.source} give; "
                 "the images have changed since the run"
             )
-    federation = Federation(config, task, features, clients)
+    federation = Federation(config, task, features, clients, run.initial_prompts)
     with Checkpoints(workdir) as checkpoints, distributed.together():
         saved = checkpoints.restore()
     federation.restore(saved.server(federation.server), saved.population)

@@ -52,13 +52,16 @@ def claim(workdir: Path) -> Iterator[lock.Holder | None]:
 
 
 def check_same(
-    before: Mapping[str, Any], now: Mapping[str, Any], digests: Mapping[str, tuple[str, str]], allowed: Sequence[str]
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    digests: Mapping[str, tuple[str | None, str]],
+    allowed: Sequence[str],
 ) -> None:
     """Refuses to go on with a run as another one.
 
     Args:
       before, now: configurations, nested as `config.json` holds them.
-      digests: by name of what they are of, as the run had it and as it is now.
+      digests: by name of what they are of, as the run had it, if it wrote it down, and as it is now.
       allowed: keys and names that may differ nevertheless.
 
     Raises:

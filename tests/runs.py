@@ -19,6 +19,7 @@ from fedrsclip_jax.clip.transformer import TowerConfig
 from fedrsclip_jax.federated.aggregate import ServerPlan, start_server
 from fedrsclip_jax.federated.initial import initial
 from fedrsclip_jax.methods import find_method
+from fedrsclip_jax.prompts import imported, keep, starting_from
 from fedrsclip_jax.task import load_task
 
 PLAIN = ("forest", "storage tank", "river")
@@ -89,9 +90,11 @@ def finished(
     written = {**base, **overrides}
     config = configuration.resolve(configuration.Config, {}, [(key, str(value)) for key, value in written.items()])
     task = load_task(config)
+    prompts = imported(config, task.clip_config)
+    keep(prompts, workdir)
     _, shared, population = initial(
         config,
-        find_method(config.method.name),
+        starting_from(prompts, find_method(config.method.name)),
         task.backbone(config.method),
         task.context_start(config.method),
         CLIENTS,
@@ -114,6 +117,7 @@ def finished(
         "num_clients": CLIENTS,
         "backbone_sha256": weights_digest(clip),
         "config_sha256": configuration.digest(config),
+        "initial_prompts_sha256": prompts.digest,
         "global": {"accuracy": 0.5, "macro_f1": 0.4},
         "personalised": {"per_client": [0.6, None, 0.7, 0.8]},
     }

@@ -17,6 +17,7 @@ from fedrsclip_jax.export.exporter import Request, export
 from fedrsclip_jax.export.pictures import take
 from fedrsclip_jax.finished import open_run, restore
 from fedrsclip_jax.progress import Progress
+from fedrsclip_jax.prompts import Prompts
 from tests import torch_peers
 from tests.runs import ACCENTS, LONG, PLAIN, ROUNDS, another_clip, finished
 from tests.torch_peers import PromptLearner, StrictLearner, TextTower
@@ -233,7 +234,7 @@ def test_a_client_never_drawn_is_its_initial_draw_and_says_so(tiny_folder, tmp_p
 
     run = open_run(workdir, [])
     clients = divide(run.config, run.task)
-    federation = Federation(run.config, run.task, encode_images(run.config, run.task, QUIET), clients)
+    federation = Federation(run.config, run.task, encode_images(run.config, run.task, QUIET), clients, Prompts())
     drawn = np.asarray(federation.population.gather(np.array([3]))["private"][...])[0]
     np.testing.assert_array_equal(load_file(tmp_path / "out" / "prompts.safetensors")["private"], drawn)
 

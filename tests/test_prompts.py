@@ -21,7 +21,7 @@ from fedrsclip_jax.finished import open_run, restore
 from fedrsclip_jax.methods import METHODS
 from fedrsclip_jax.methods.base import Private, Shared
 from fedrsclip_jax.progress import Progress
-from fedrsclip_jax.prompts import Prompts, imported, read, starting_from
+from fedrsclip_jax.prompts import KEPT, Prompts, imported, keep, kept, read, starting_from
 from tests.runs import ROUNDS, finished
 
 RNG = np.random.default_rng(5)
@@ -55,7 +55,6 @@ def test_export_then_import_is_the_identity(workdir, run, tmp_path, kind, client
     export(Request(workdir, kind, tmp_path / "out", client=client), [], Progress(quiet=True))
     prompts = imported(configured(run, f"{kind}:{file_of(kind, tmp_path / 'out', ROUNDS)}"), run.task.clip_config)
     expected = choose(run, restore(run), client).prompts
-    assert prompts is not None
     assert expected is not None
     assert (
         prompts.present.keys() == expected.present.keys() == ({"shared"} if client is None else {"shared", "private"})
@@ -138,8 +137,53 @@ def test_a_module_of_a_method_stays_what_it_was(run):
 
 
 def test_no_file_is_no_change(run):
-    assert imported(run.config, run.task.clip_config) is None
-    assert starting_from(None, METHODS["promptfl"]) is METHODS["promptfl"]
+    assert imported(run.config, run.task.clip_config) == Prompts()
+    assert starting_from(Prompts(), METHODS["promptfl"]) is METHODS["promptfl"]
+
+
+def test_a_run_keeps_what_it_started_from(tiny_folder, tmp_path, refused):
+    """A client that was never drawn has the private prompt of the start, whatever has become of the file since."""
+    file = tmp_path / "start"
+    save_file({"shared": SHARED, "private": PRIVATE}, file)
+    workdir = finished(tmp_path / "run", tiny_folder, init_from=f"safetensors:{file}")
+
+    def untouched() -> np.ndarray:
+        run = open_run(workdir, [], images=False)
+        prompts = choose(run, restore(run), 3).prompts
+        assert prompts is not None
+        assert prompts.private is not None
+        return prompts.private
+
+    np.testing.assert_array_equal(untouched(), PRIVATE)
+    save_file({"shared": SHARED, "private": SHARED}, file)
+    np.testing.assert_array_equal(untouched(), PRIVATE)
+    file.unlink()
+    np.testing.assert_array_equal(untouched(), PRIVATE)
+
+    # Nor is another prompt taken for it if its own copy is lost.
+    path = workdir / KEPT
+    content = path.read_bytes()
+    for damaged in (content[:-1] + bytes([content[-1] ^ 1]), content[:100], b""):
+        path.write_bytes(damaged)
+        with refused(f"--workdir: {path} no longer holds the prompts", "copy it again"):
+            untouched()
+    path.unlink()
+    with refused(f"--workdir: {path} is gone", "copy it again"):
+        untouched()
+    with refused("--config.init_from", "only backbone"):
+        open_run(workdir, [("init_from", f"safetensors:{file}")])
+
+
+@pytest.mark.parametrize("prompts", [Prompts(SHARED, PRIVATE), Prompts(private=PRIVATE), Prompts(SHARED.T.copy().T)])
+def test_what_is_kept_comes_back_bit_for_bit(tmp_path, prompts):
+    keep(prompts, tmp_path)
+    back = kept(tmp_path, prompts.digest)
+    assert back.present.keys() == prompts.present.keys()
+    for name, prompt in back.present.items():
+        np.testing.assert_array_equal(prompt, prompts.present[name])
+    keep(Prompts(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert len({prompts.digest, Prompts().digest, Prompts(PRIVATE, SHARED).digest}) == 3
 
 
 class Payload:

@@ -13,7 +13,6 @@ from fedrsclip_jax.errors import CheckError
 from fedrsclip_jax.export.chosen import Model
 from fedrsclip_jax.export.pictures import Pictures
 from fedrsclip_jax.finished import FinishedRun
-from fedrsclip_jax.prompts import Prompts
 
 FILE = "certificate.json"
 TOLERANCE = 1e-3  # of logits, which are about 100 x cosines: 1e-5 of their range, in fp32
@@ -85,7 +84,7 @@ def certify(
             "seed": run.config.seed,
             **({} if model is None else {"round": model.round, "client": model.client, "took_part": model.drawn}),
         },
-        "prompts_sha256": None if model is None or model.prompts is None else digest(model.prompts),
+        "prompts_sha256": None if model is None or model.prompts is None else model.prompts.digest,
         "backbone_sha256": run.summary["backbone_sha256"],
         "config_sha256": run.summary["config_sha256"],
         "files": {
@@ -95,14 +94,6 @@ def certify(
         },
         "versions": _versions(),
     }
-
-
-def digest(prompts: Prompts) -> str:
-    """sha256 over the fp32 numbers of the shared and the private prompt, as far as there are."""
-    sha = hashlib.sha256()
-    for name, prompt in prompts.present.items():
-        sha.update(name.encode() + np.ascontiguousarray(prompt, "<f4").tobytes())
-    return sha.hexdigest()
 
 
 def _versions() -> dict[str, str]:

@@ -10,7 +10,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from fedrsclip_jax import cli
 from tests.conftest import REPOSITORY
@@ -142,6 +144,44 @@ def test_another_run_as_the_start(train, tmp_path):
         shared.append(certificate["prompts_sha256"])
     assert shared[0] == shared[1]
     check_refused(train("third", f"--config.init_from=run:{tmp_path}"), "init_from", "holds no checkpoints")
+
+
+def test_prompts_that_changed_since_the_start(train, tmp_path, capfd):
+    """A finished run needs them no more; who goes on with a run is told."""
+    file, kept = tmp_path / "start", tmp_path / "run" / "initial_prompts.safetensors"
+
+    def write(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        save_file({name: rng.normal(0, 0.3, (4, 32)).astype(np.float32) for name in ("shared", "private")}, file)
+
+    def scores() -> str:
+        capfd.readouterr()
+        assert cli.main(["evaluate", "--quiet", f"--workdir={tmp_path / 'run'}"]) == 0
+        return capfd.readouterr().out
+
+    write(0)
+    flags = (f"--config.init_from=safetensors:{file}", "--config.cohort=1", "--config.checkpoint.every=1")
+    two, three = "--config.rounds=2", "--config.rounds=3"
+    assert train("whole", *flags, three)[0] == 0
+    assert train("run", *flags, two)[0] == 0
+    before = scores()
+    write(1)
+    assert scores() == before
+    for rounds in (two, three):
+        answer = train("run", *flags, rounds)
+        check_refused(answer, "initial_prompts (another digest)", "--allow-changed=initial_prompts")
+    file.unlink()
+    assert scores() == before
+    check_refused(train("run", *flags, three), "init_from", "is no file")
+    assert train("run", *flags, three, f"--config.init_from=safetensors:{kept}", "--allow-changed=init_from")[0] == 0
+    assert left(tmp_path / "run")["state_sha256"] == left(tmp_path / "whole")["state_sha256"]
+
+    write(1)
+    changed = "--allow-changed=init_from,initial_prompts"
+    assert train("run", *flags, "--config.rounds=4", changed)[0] == 0
+    assert kept.read_bytes() == file.read_bytes()
+    assert train("run", *flags, "--config.rounds=5", "--config.init_from=", changed)[0] == 0
+    assert not kept.exists()
 
 
 def test_the_best_by_validation_is_kept_apart(train, tmp_path, capfd):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from fedrsclip_jax import cli
 from fedrsclip_jax import config as configuration
@@ -120,7 +121,9 @@ def test_one_compilation_serves_all_rounds_of_a_run(train):
 def test_a_run_that_diverges_says_so_and_leaves_nothing(tiny_folder, tmp_path, capsys, method):
     workdir = tmp_path / "run"
     words = ("train", "--quiet", f"--config={REPOSITORY / 'configs/quickstart.py'}", f"--workdir={workdir}")
-    flags = ("--config.seeds=1", "--config.baselines=", "--config.local.learning_rate=1e38")
+    save_file({"shared": np.zeros((4, 32), np.float32)}, tmp_path / "start")
+    start = f"--config.init_from=safetensors:{tmp_path / 'start'}"
+    flags = ("--config.seeds=1", "--config.baselines=", "--config.local.learning_rate=1e38", start)
     name = f"--config.method.name={method}"
     assert cli.main([*words, f"--config.backbone={tiny_folder}", *SMALL, *flags, name]) == 2
     assert "lower local.learning_rate = 1e+38" in capsys.readouterr().err
