@@ -19,7 +19,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from fedrsclip_jax.federated.sums import Weights, like, ordered_weighted_sum, zero_out
+from fedrsclip_jax.federated.sums import Weights, by_row, ordered_weighted_sum, zero_out
 
 Aggregator = optax.GradientTransformationExtraArgs
 Deltas = PyTree[Float[Array, "clients ..."]]
@@ -130,7 +130,7 @@ def _count(weights: Weights) -> Int[Array, ""]:
 
 def _ranked(leaf: Float[Array, "clients ..."], weights: Weights) -> Float[Array, "clients ..."]:
     """Each coordinate in rising order over the clients that count; then come infinities."""
-    return jnp.sort(jnp.where(like(weights > 0, leaf), leaf, jnp.inf), axis=0)
+    return jnp.sort(jnp.where(by_row(weights > 0, leaf), leaf, jnp.inf), axis=0)
 
 
 def _mean_of(deltas: Deltas, rows: Bool[Array, " clients"]) -> PyTree:

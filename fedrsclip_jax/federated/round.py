@@ -27,7 +27,7 @@ from fedrsclip_jax.federated.aggregate import (
 )
 from fedrsclip_jax.federated.client import AnyArray, Brief, Client, Dataset, Hyper, LocalPlan, Members, Training
 from fedrsclip_jax.federated.mesh import AXIS, SAME, SPLIT, SPLIT_BY_ROUND
-from fedrsclip_jax.federated.sums import like, ordered_weighted_sum, weighted_sum
+from fedrsclip_jax.federated.sums import by_row, ordered_weighted_sum, weighted_sum
 
 
 class RoundPlan(NamedTuple):
@@ -157,7 +157,7 @@ def run_rounds(
             sound = _finite((after, total.weight), axes=0) & ((total.weight > 0) | (total.refused == 0))
             server = jax.tree.map(lambda new, old: jnp.where(sound & (total.weight > 0), new, old), after, server)
             stays = counted & sound
-            kept = jax.tree.map(lambda new, old: jnp.where(like(stays, new), new, old), trained.prompts[1], before)
+            kept = jax.tree.map(lambda new, old: jnp.where(by_row(stays, new), new, old), trained.prompts[1], before)
             # Padding goes nowhere: its row is out of range.
             target = jnp.where(now.slots < 0, members.counts.shape[0], now.slots)
             private = jax.tree.map(lambda leaf, own: leaf.at[target].set(own, mode="drop"), private, kept)
@@ -266,10 +266,10 @@ def _reduce(plan: RoundPlan, deltas, weights, sums, counted, refused, places) ->
 
     # Each client's change goes to its place in the cohort, and zeros come from everywhere else: the reduced table is
     # the same bits wherever clients trained.
-    rows = jax.tree.map(lambda leaf: jnp.where(like(counted, leaf), leaf, 0.0), (deltas, sums))
-    letters = (*rows, weights, marks)
-    unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], letters))[1]
-    flat = jax.vmap(lambda *letter: ravel_pytree(letter)[0])(*letters)
+    sent = jax.tree.map(lambda leaf: jnp.where(by_row(counted, leaf), leaf, 0.0), (deltas, sums))
+    rows = (*sent, weights, marks)
+    unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], rows))[1]
+    flat = jax.vmap(lambda *row: ravel_pytree(row)[0])(*rows)
     target = jnp.where(places < 0, plan.cohort, places)
     table = jnp.zeros((plan.cohort, flat.shape[1])).at[target].set(flat, mode="drop")
     deltas, sums, weights, marks = jax.vmap(unravel)(jax.lax.psum(table, AXIS))

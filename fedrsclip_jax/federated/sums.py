@@ -31,9 +31,9 @@ def ordered_weighted_sum(values: PyTree, weights: Weights) -> PyTree:
 
 def zero_out(leaf: Float[Array, "clients ..."], weights: Weights) -> Float[Array, "clients ..."]:
     """Zeros in the rows of weight 0."""
-    return jnp.where(like(weights > 0, leaf), leaf, 0.0)
+    return jnp.where(by_row(weights > 0, leaf), leaf, 0.0)
 
 
-def like(mask: Bool[Array, " clients"], leaf: Array) -> Bool[Array, "clients ..."]:
+def by_row(mask: Bool[Array, " clients"], leaf: Array) -> Bool[Array, "clients ..."]:
     """A mask of rows, of as many axes as the leaf."""
     return mask.reshape(-1, *[1] * (leaf.ndim - 1))

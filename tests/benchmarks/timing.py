@@ -78,12 +78,6 @@ def ceiling(products: Mapping[str, Products], taken: Mapping[str, float]) -> flo
     return max(made.flops / taken[name] for name, made in products.items())
 
 
-def matmul_ceiling(dtype: str = "float32", repeats: int = 10) -> float:
-    """FLOP/s of the fastest of some large matrix products, measured by themselves."""
-    products = large_products(dtype)
-    return ceiling(products, seconds_each({name: made.call for name, made in products.items()}, repeats))
-
-
 def cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
