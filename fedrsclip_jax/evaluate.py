@@ -14,15 +14,12 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from fedrsclip_jax.clip.backbone import Backbone
 from fedrsclip_jax.config import Config
 from fedrsclip_jax.data.clients import Clients
-from fedrsclip_jax.data.virtual import VirtualClients
 from fedrsclip_jax.federated.client import Dataset, Members
 from fedrsclip_jax.federated.cohort import draw_cohort
 from fedrsclip_jax.federated.mesh import SAME, SPLIT, replicate, spread
 from fedrsclip_jax.federated.population import Population
 
 CALIBRATION_BINS = 15
-MOST_VIRTUAL = 10_000  # virtual clients that are scored where `eval.clients` does not say how many
-_SCORED = 0x5C0E  # keeps this use of a seed apart from every other
 _CLIENTS, _IMAGES = 1024, 16_384  # scored at a time, so that memory grows with neither
 
 
@@ -44,26 +41,11 @@ class Answers(NamedTuple):
 
 
 def scored_clients(config: Config, clients: Clients) -> Int[np.ndarray, " scored"]:
-    """Whose models are scored, ascending; the same clients in every evaluation of a run.
-
-    Everyone, or a seeded sample of `eval.clients` of those who have a test image. Of virtual clients only those whom
-    some round of the run draws are asked, as the private prompt of any other is its initial draw and says nothing:
-    all of them, or a seeded sample of `eval.clients`, by default of at most MOST_VIRTUAL.
-    """
-    most = config.eval.clients
-    if isinstance(clients, VirtualClients):
-        drawn = (
-            draw_cohort(config.seed, number, clients.num_clients, config.cohort)
-            for number in range(1, config.rounds + 1)
-        )
-        eligible, most = np.unique(np.concatenate([*drawn])), most or MOST_VIRTUAL
-    else:
-        eligible = np.arange(clients.num_clients)
-        if 0 < most < len(eligible):
-            eligible = eligible[clients.counts(eligible, "test") > 0]
-    if most == 0 or most >= len(eligible):
-        return eligible
-    return np.sort(np.random.default_rng((config.seed, _SCORED)).choice(eligible, most, replace=False))
+    """Whose models are scored, ascending; the same clients in every evaluation of a run."""
+    cohorts = (
+        draw_cohort(config.seed, number, clients.num_clients, config.cohort) for number in range(1, config.rounds + 1)
+    )
+    return clients.scored(config.eval.clients, cohorts, config.seed)
 
 
 def score_pooled(answers: Answers, labels: Int[np.ndarray, " images"], classes: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from flax import nnx
 from fedrsclip_jax import evaluate
 from fedrsclip_jax.data.clients import PartitionedClients
 from fedrsclip_jax.data.partition import Partition
-from fedrsclip_jax.data.virtual import virtual_clients
+from fedrsclip_jax.data.virtual import MOST_SCORED, virtual_clients
 from fedrsclip_jax.evaluate import (
     Answers,
     calibration_error,
@@ -173,7 +173,7 @@ def test_of_virtual_clients_those_are_scored_that_take_part():
 
 def test_never_more_virtual_clients_are_scored_than_is_said():
     config = toy.settings(**{"partition.kind": "virtual", "cohort": "6000", "rounds": "2"})
-    assert len(scored_clients(config, virtual())) == evaluate.MOST_VIRTUAL
+    assert len(scored_clients(config, virtual())) == MOST_SCORED
     more = dataclasses.replace(config, eval=dataclasses.replace(config.eval, clients=11_000))
     assert len(scored_clients(more, virtual())) == 11_000
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedrsclip_jax.config import MAX_CLIENTS
-from fedrsclip_jax.data.virtual import VirtualClients, virtual_clients
+from fedrsclip_jax.data.virtual import MOST_SCORED, VirtualClients, virtual_clients
 
 repeatable = settings(deadline=None, derandomize=True, max_examples=60)
 CLASSES = 8
@@ -108,6 +108,13 @@ def test_a_class_that_is_used_up_leaves_the_rest_to_others():
     clients = population(data, alpha=1e-3, examples_per_client=20)
     kinds = [np.bincount(labels[images], minlength=CLASSES) for images in owned(clients, range(50), "train")]
     assert all(counts.sum() == 20 and counts.max() == 6 for counts in kinds)
+
+
+def test_only_who_takes_part_is_scored():
+    cohorts = [np.array([7, 900_000]), np.array([3, 7])]
+    assert population().scored(0, iter(cohorts), 0).tolist() == [3, 7, 900_000]
+    assert set(population().scored(2, iter(cohorts), 0)) < {3, 7, 900_000}
+    assert len(population().scored(0, [np.arange(MOST_SCORED + 5)], 0)) == MOST_SCORED
 
 
 def test_nothing_grows_with_the_number_of_clients():

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from jaxtyping import Int, Int32, Int64
 from fedrsclip_jax.data.partition import Partition
 
 SPLITS = ("train", "test")
+_SCORED = 0x5C0E  # keeps this use of a seed apart from every other
 
 
 class Clients(abc.ABC):
@@ -45,6 +47,12 @@ class Clients(abc.ABC):
         """Whether the file, which `save` wrote, holds these clients; `InputError` where it is missing or damaged."""
 
     @abc.abstractmethod
+    def _worth_scoring(
+        self, most: int, cohorts: Iterable[Int[np.ndarray, "cohort"]]
+    ) -> tuple[Int[np.ndarray, "clients"], int]:
+        """Who may be scored, ascending, and how many of them at most; 0 is all. Arguments as of `scored`."""
+
+    @abc.abstractmethod
     def _counts(self, ids: Int64[np.ndarray, "clients"], split: str) -> Int64[np.ndarray, "clients"]:
         """Images of clients that exist."""
 
@@ -64,6 +72,19 @@ class Clients(abc.ABC):
         counts = np.zeros(len(ids), np.int64)
         counts[real] = self._counts(ids[real], split)
         return counts
+
+    def scored(self, most: int, cohorts: Iterable[Int[np.ndarray, "cohort"]], seed: int) -> Int[np.ndarray, "scored"]:
+        """Whose models are scored, ascending: all that are worth it, or a seeded sample of them.
+
+        Args:
+            most: clients in the sample; 0 leaves that to the kind of clients.
+            cohorts: the clients of each round of the run, looked at only where it matters who takes part.
+            seed: a non-negative integer.
+        """
+        eligible, most = self._worth_scoring(most, cohorts)
+        if most == 0 or most >= len(eligible):
+            return eligible
+        return np.sort(np.random.default_rng((seed, _SCORED)).choice(eligible, most, replace=False))
 
     def width(self, split: str) -> int:
         """A width for `padded` that other seeds' clients are likely to share, and with it what is compiled."""
@@ -139,6 +160,12 @@ class PartitionedClients(Clients):
 
     def saved_as(self, path: str | Path) -> bool:
         return Partition.load(path).digest() == self.digest()
+
+    def _worth_scoring(self, most, cohorts):
+        """Everyone; of a sample, those who have a test image."""
+        everyone = np.arange(self.num_clients)
+        sampled = 0 < most < len(everyone)
+        return everyone[self._counts(everyone, "test") > 0] if sampled else everyone, most
 
     def _offsets(self, split: str) -> np.ndarray:
         return self.partition.train_offsets if split == "train" else self.partition.test_offsets

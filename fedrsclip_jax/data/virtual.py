@@ -17,6 +17,7 @@ from fedrsclip_jax.data.clients import Clients
 from fedrsclip_jax.data.partition import load_arrays, save_arrays
 from fedrsclip_jax.errors import InputError
 
+MOST_SCORED = 10_000  # where nobody says how many
 _STREAM = 0x71C7  # keeps this use of a seed apart from every other
 _EVEN = 1e9  # a larger alpha makes no difference, and would overflow
 _FIELDS = ("size", "alpha", "train_each", "test_each", "seed", "train", "train_offsets", "test", "test_offsets")
@@ -81,6 +82,10 @@ class VirtualClients(Clients):
         """Reads what `save` wrote; `InputError` where that is missing or damaged."""
         size, alpha, train_each, test_each, seed, *sides = load_arrays(path, _FIELDS)
         return cls(int(size), float(alpha), int(train_each), int(test_each), int(seed), *sides)
+
+    def _worth_scoring(self, most, cohorts):
+        """Those whom some round draws: the private prompt of any other is its initial draw and says nothing."""
+        return np.unique(np.concatenate([*cohorts])), most or MOST_SCORED
 
     def _counts(self, ids, split):
         if split == "train":
