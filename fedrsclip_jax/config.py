@@ -149,7 +149,10 @@ class CheckpointConfig:
 class SpmdConfig:
     devices: int = key(0, "devices used; 0 is all", low=0)
     clients_per_device: int = key(
-        0, "lanes: clients trained at a time on a device; 0 chooses by platform, cohort and memory", low=0
+        0,
+        "lanes: clients trained at a time on a device; 0 chooses by platform, cohort and memory, and takes one where "
+        "ordered_reduce asks for equal bits on any number of devices",
+        low=0,
     )
     rounds_per_dispatch: int = key(0, "rounds run without returning to the host, at most; 0 chooses", low=0, high=1024)
     ordered_reduce: bool = key(

@@ -21,8 +21,12 @@ IN_ORDER: dict[str, dict[str, str]] = {"a cohort": {"local.optimizer": "adam"}}
 ROUNDS = 4
 
 
-def outcome(folder: Path, case: str, *, devices: int, ordered: bool) -> dict[str, Any]:
-    """Prompts and scores after some rounds: `shared/...` and `private/...` by leaf, `scores` flat."""
+def outcome(folder: Path, case: str, *, devices: int, ordered: bool, **more: str) -> dict[str, Any]:
+    """Prompts and scores after some rounds: `shared/...` and `private/...` by leaf, `scores` flat.
+
+    Args:
+      more: keys of `spmd` beside those of the case.
+    """
     import jax
 
     from fedrsclip_jax.data.clients import PartitionedClients
@@ -41,6 +45,7 @@ def outcome(folder: Path, case: str, *, devices: int, ordered: bool) -> dict[str
         **(IN_ORDER.get(case, {}) if ordered else {}),
     }
     keys |= {"spmd.devices": str(devices), "spmd.ordered_reduce": str(ordered)}
+    keys |= {f"spmd.{name}": value for name, value in more.items()}
     config = toy.settings(**keys)
     data = toy.dataset()
     data = Dataset(np.asarray(data.features), np.asarray(data.labels))

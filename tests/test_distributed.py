@@ -74,8 +74,14 @@ def in_two_processes(*words: str) -> list[str]:
 
 
 @functools.cache
-def alone(folder: Path, case: str, devices: int, ordered: bool):
-    return processes.outcome(folder, case, devices=devices, ordered=ordered)
+def alone(folder: Path, case: str, devices: int, ordered: bool, **more: str):
+    return processes.outcome(folder, case, devices=devices, ordered=ordered, **more)
+
+
+def assert_equal_bits(run, one, where: str) -> None:
+    for name in one:
+        if name.startswith(("shared", "private")):
+            np.testing.assert_array_equal(run[name], one[name], err_msg=f"{name} on {where}")
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +99,6 @@ def runs(folder: Path, apart, case: str, ordered: bool):
     others = {str(devices): alone(folder, case, devices, ordered) for devices in (2, 4, 8)}
     others["2 x 2"] = {name: apart[f"{case}/{ordered}/{name}"] for name in one}
     assert [int(run["devices"]) for run in others.values()] == [2, 4, 8, 4]
-    assert len({int(run["lanes"]) for run in (one, *others.values())}) == 1
     return one, others
 
 
@@ -112,11 +117,19 @@ def test_devices_and_processes_change_nothing_but_the_last_digits(tiny_folder, a
 @pytest.mark.parametrize("case", processes.CASES)
 def test_in_order_not_a_bit_changes(tiny_folder, apart, case):
     one, others = runs(tiny_folder, apart, case, True)
+    assert len({int(run["lanes"]) for run in (one, *others.values())}) == 1
     for where, run in others.items():
-        for name in one:
-            if name.startswith(("shared", "private")):
-                np.testing.assert_array_equal(run[name], one[name], err_msg=f"{name} on {where}")
+        assert_equal_bits(run, one, where)
         np.testing.assert_allclose(run["scores"], one["scores"], rtol=0, atol=1e-6, err_msg=where)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("case", processes.CASES)
+def test_in_order_idle_lanes_change_no_bit(tiny_folder, case):
+    """Eight devices have a client or two for their four lanes, and one device has enough for all."""
+    one, many = (alone(tiny_folder, case, devices, True, clients_per_device="4") for devices in (1, 8))
+    assert int(one["lanes"]) == int(many["lanes"]) == 4
+    assert_equal_bits(many, one, "8")
 
 
 # The launcher

@@ -8,6 +8,7 @@ import pytest
 from fedrsclip_jax.data.clients import PartitionedClients
 from fedrsclip_jax.data.partition import Partition
 from fedrsclip_jax.errors import InputError
+from fedrsclip_jax.federated import engine as engines
 from fedrsclip_jax.federated.client import Dataset
 from fedrsclip_jax.federated.engine import Engine
 from fedrsclip_jax.federated.round import rounds_program
@@ -46,6 +47,30 @@ def run(engine: Engine, most: int = 6) -> list:
     while len(done) < engine.config.rounds:
         done += engine.advance(len(done) + 1, min(most, engine.config.rounds - len(done)))
     return done
+
+
+@pytest.fixture
+def accelerator(monkeypatch):
+    """Gives the devices of the tests a name and a memory that they do not have."""
+
+    def pretend(limit: int | None) -> None:
+        monkeypatch.setattr(engines, "platform", lambda mesh: "gpu")
+        monkeypatch.setattr(engines, "memory_limit", lambda mesh: limit)
+
+    return pretend
+
+
+@pytest.fixture
+def compilations(monkeypatch) -> list[int]:
+    """Lanes of each program that an engine compiles to look at it."""
+    lanes, compiled = [], Engine.compiled
+
+    def counted(self):
+        lanes.append(self.lanes)
+        return compiled(self)
+
+    monkeypatch.setattr(Engine, "compiled", counted)
+    return lanes
 
 
 def slope(config, backbone, key, start):
@@ -87,6 +112,58 @@ def test_nothing_moves_between_host_and_devices_during_a_dispatch(frozen, keys):
     federation.hyper = jax.tree.map(np.asarray, federation.hyper)
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
         federation.advance(2, 2)
+
+
+def bytes_needed(engine: Engine) -> int:
+    needed = engine.compiled().memory_analysis()
+    return needed.argument_size_in_bytes + needed.temp_size_in_bytes
+
+
+def test_lanes_of_an_accelerator_are_as_many_as_fit(frozen, accelerator, compilations):
+    """Nineteen steps, of which the longest client has three, keep six lanes busy."""
+    accelerator(None)
+    assert engine(frozen).lanes == 6
+    assert compilations == [], "nobody says how much memory there is"
+    accelerator(2**40)
+    assert engine(frozen).lanes == 6
+    assert compilations == [6]
+
+    limit = int(bytes_needed(engine(frozen, **{"spmd.clients_per_device": "3"})) / engines.LANES_SHARE) + 1
+    compilations.clear()
+    accelerator(limit)
+    fewer = engine(frozen)
+    assert compilations[0] == 6
+    assert len(compilations) <= 2
+    # Not just three: XLA's memory grows with lanes in steps of different height.
+    assert 2 <= fewer.lanes <= 3
+    assert bytes_needed(fewer) <= engines.LANES_SHARE * limit
+    accelerator(0)
+    assert engine(frozen).lanes == 1
+
+
+def test_who_asks_for_lanes_gets_them_without_a_search(frozen, accelerator, compilations):
+    accelerator(0)
+    assert engine(frozen, **{"spmd.clients_per_device": "5"}).lanes == 5
+    assert engine(frozen, **{"spmd.ordered_reduce": "true"}).lanes == 1
+    assert compilations == []
+
+
+def test_a_program_that_was_looked_at_is_the_one_that_runs(frozen, accelerator, compilations):
+    """Looking for lanes costs nothing where the most of them fit: the first dispatch has its program already."""
+    built = []
+
+    def listen(event: str, seconds: float, **_) -> None:
+        built.append(event)
+
+    accelerator(2**40)
+    federation = engine(frozen, **{"local.batch_size": "5"})  # a program that no other test has compiled
+    assert len(compilations) == 1
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        federation.advance(1, 1)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert not any(event.endswith("backend_compile_duration") for event in built)
 
 
 def test_a_saved_state_goes_on_as_it_would_have(frozen):

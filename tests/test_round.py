@@ -11,7 +11,6 @@ import pytest
 from flax import nnx
 
 from fedrsclip_jax.federated.client import Dataset
-from fedrsclip_jax.federated.mesh import choose_lanes, make_mesh
 from fedrsclip_jax.federated.round import rounds_program, traffic
 from fedrsclip_jax.federated.sums import weighted_sum
 from fedrsclip_jax.methods import METHODS
@@ -240,24 +239,6 @@ def test_figures_are_means_over_images(frozen):
     loss, expected = nnx.merge(g.graph, g.shared, g.private(0)).loss(everything, frozen, Weights(0.0, 0.0))
     assert figures["loss"] == pytest.approx(float(loss), abs=1e-5)
     assert figures["accuracy"] == pytest.approx(float(expected["accuracy"]), abs=1e-6)
-
-
-def test_lanes_are_one_on_cpu_and_follow_the_user():
-    assert choose_lanes(0, 5, 50, 10, "cpu") == 1
-    assert choose_lanes(3, 5, 50, 10, "cpu") == 3
-    assert choose_lanes(64, 5, 50, 10, "cpu") == 5
-
-
-def test_lanes_of_an_accelerator_stay_busy_and_fit():
-    assert choose_lanes(0, 10, 100, 10, "gpu") == 10
-    assert choose_lanes(0, 10, 100, 50, "gpu") == 2, "more would wait for the longest client"
-    assert choose_lanes(0, 10_000, 10_000, 1, "gpu") == 64
-    assert choose_lanes(0, 10, 100, 10, "gpu", lambda lanes: lanes <= 3) == 2
-
-
-def test_too_many_devices_are_refused():
-    with pytest.raises(ValueError, match=r"spmd\.devices = 64, but JAX sees 8"):
-        make_mesh(64)
 
 
 def test_a_variable_that_nobody_owns_is_refused(frozen):

@@ -19,7 +19,16 @@ from fedrsclip_jax.federated.aggregate import Server, ServerPlan, check, start_s
 from fedrsclip_jax.federated.client import Dataset, Hyper, LocalPlan
 from fedrsclip_jax.federated.cohort import draw_cohort
 from fedrsclip_jax.federated.initial import ROUNDS, initial
-from fedrsclip_jax.federated.mesh import choose_lanes, fetch, make_mesh, memory_limit, replicate, spread
+from fedrsclip_jax.federated.mesh import (
+    choose_lanes,
+    fetch,
+    fit_lanes,
+    make_mesh,
+    memory_limit,
+    platform,
+    replicate,
+    spread,
+)
 from fedrsclip_jax.federated.population import Population
 from fedrsclip_jax.federated.round import RoundPlan, rounds_program, traffic
 from fedrsclip_jax.federated.window import Planner, Supply, Window
@@ -99,24 +108,24 @@ class Engine:
         )
         self._data = None if resident is None else replicate(mesh, resident())
         local, spmd = LocalPlan.of(config), config.spmd
-        streamed = resident is None
+        streamed, limit = resident is None, memory_limit(mesh)
 
-        def plan_for(lanes: int) -> tuple[RoundPlan, Planner]:
-            planner = Planner(config, clients, local, mesh, lanes, supply if streamed else None)
-            check(server_plan, planner.size)
-            plan = RoundPlan(graph, local, mesh, server_plan, planner.size, spmd.ordered_reduce, streamed)
-            return plan, planner
+        def plan_for(lanes: int) -> None:
+            self._planner = Planner(config, clients, local, mesh, lanes, supply if streamed else None)
+            size = self._planner.size
+            check(server_plan, size)
+            self.plan = RoundPlan(graph, local, mesh, server_plan, size, spmd.ordered_reduce, streamed)
 
-        def fits(lanes: int) -> bool:
-            self.plan, self._planner = plan_for(lanes)
-            limit, needed = memory_limit(mesh), self.compiled().memory_analysis()
-            if limit is None or needed is None:
-                return True
-            return needed.argument_size_in_bytes + needed.temp_size_in_bytes < LANES_SHARE * limit
+        def needs(lanes: int) -> tuple[int, int]:
+            plan_for(lanes)
+            needed = self.compiled().memory_analysis()
+            return (needed.argument_size_in_bytes, needed.temp_size_in_bytes) if needed else (0, 0)
 
-        platform = mesh.devices.flat[0].platform
-        lanes = choose_lanes(spmd.clients_per_device, *_balance(config, clients, local, mesh.size), platform, fits)
-        self.plan, self._planner = plan_for(lanes)
+        asked, balance = spmd.clients_per_device, _balance(config, clients, local, mesh.size)
+        lanes = choose_lanes(asked, *balance, platform(mesh), spmd.ordered_reduce)
+        if limit is not None and lanes > 1 and not asked:
+            lanes = fit_lanes(lanes, LANES_SHARE * limit, needs)
+        plan_for(lanes)
         self._window: Window | None = None  # got ready while the one before it ran
         self._aboard: tuple[Int[np.ndarray, " rows"], PyTree] | None = None  # private variables on the devices
         self._unsettled: Bool[np.ndarray, " rows"] | None = None  # which of them the population has not seen

@@ -1,5 +1,6 @@
 """The devices of a federation: one axis, `clients`; how values come to lie on it, and come back."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,8 @@ from fedrsclip_jax.errors import InputError
 AXIS = "clients"
 SAME, SPLIT, SPLIT_BY_ROUND = PartitionSpec(), PartitionSpec(AXIS), PartitionSpec(None, AXIS)
 
-MOST_LANES = 64  # on an accelerator, if the user does not say
+# If the user does not say. The products of a single client are small, and leave the cores of a CPU waiting.
+MOST_LANES, MOST_LANES_OF_CPU = 64, 4
 
 
 def make_mesh(devices: int) -> Mesh:
@@ -65,10 +67,13 @@ def memory_limit(mesh: Mesh) -> int | None:
     return min(limits, default=None)
 
 
-def choose_lanes(
-    asked: int, share: int, steps: int, longest: int, platform: str, fits: Callable[[int], bool] = lambda lanes: True
-) -> int:
-    """Clients trained at a time on a device.
+def platform(mesh: Mesh) -> str:
+    """Of the devices, as JAX names it."""
+    return mesh.devices.flat[0].platform
+
+
+def choose_lanes(asked: int, share: int, steps: int, longest: int, platform: str, ordered: bool = False) -> int:
+    """Clients trained at a time on a device, as far as memory allows.
 
     Args:
       asked: by the user; 0 leaves the choice to us.
@@ -76,20 +81,42 @@ def choose_lanes(
       steps, longest: of all clients of a device together, and of the longest one, in a typical round. A client's
         steps follow each other, so more than `steps / longest` lanes would only wait for it.
       platform: of the devices, as JAX names it.
-      fits: whether a program of so many lanes has room in memory.
+      ordered: whether results are to be the same bits on any number of devices. Other lanes are other products with
+        other last digits, so then their number must not follow from a device's share.
 
     Returns:
-      What the user asked for, or else one lane on a CPU (fastest there: one client already fills its cores), and on
-      an accelerator as many as stay busy and fit.
+      What the user asked for, or else as many as stay busy, up to some number; ordered, whatever was asked, or one.
     """
+    if ordered:
+        return asked or 1
     if asked:
         return min(asked, share)
-    if platform == "cpu":
+    most = MOST_LANES_OF_CPU if platform == "cpu" else MOST_LANES
+    return max(1, min(share, most, steps // max(longest, 1)))
+
+
+def fit_lanes(most: int, room: float, needs: Callable[[int], tuple[int, int]]) -> int:
+    """The most lanes, up to `most`, whose program has room in a device's memory; at least one.
+
+    Every answer of `needs` is a compilation, so at most two are asked for: of `most` lanes, and of as many as would
+    have room if all that may grow with lanes did. Where some of it does not, a line through the two answers says how
+    many have.
+
+    Args:
+      room: bytes.
+      needs: bytes of a program of so many lanes: what does not grow with lanes, and what may.
+    """
+    fixed, growing = needs(most)
+    if fixed + growing <= room:
+        return most
+    fewer = min(most - 1, int(most * (room - fixed) / growing)) if growing else 0
+    if fewer <= 1:
         return 1
-    lanes = max(1, min(share, MOST_LANES, steps // max(longest, 1)))
-    while lanes > 1 and not fits(lanes):
-        lanes //= 2
-    return lanes
+    excess = sum(needs(fewer)) - room
+    if excess <= 0:
+        return fewer
+    each = (fixed + growing - room - excess) / (most - fewer)
+    return max(1, fewer - math.ceil(excess / each)) if each > 0 else 1
 
 
 def _put(tree: PyTree, sharding: NamedSharding) -> PyTree:
