@@ -11,6 +11,7 @@ from fedrsclip_jax.evaluate import score_federation, scored_clients
 from fedrsclip_jax.federated.client import Dataset
 from fedrsclip_jax.federated.engine import FEATURES_SHARE, Engine
 from fedrsclip_jax.federated.mesh import make_mesh, memory_limit, replicate
+from fedrsclip_jax.federated.window import streamed_images
 from fedrsclip_jax.methods import find_method
 from fedrsclip_jax.prompts import Prompts, starting_from
 from fedrsclip_jax.task import Task
@@ -27,9 +28,7 @@ class Federation(Engine):
         """`prompts` are what the run starts from; see `prompts.starting_from`."""
         labels = self.labels = np.asarray(task.labels)
         self.scored = scored_clients(config, clients)
-        streamed = config.spmd.features == "streamed" or (
-            config.spmd.features == "auto" and _too_large(features, memory_limit(make_mesh(config.spmd.devices)))
-        )
+        streamed = _streams(config, features, clients)
         super().__init__(
             config,
             starting_from(prompts, find_method(config.method.name)),
@@ -60,6 +59,14 @@ class Federation(Engine):
         )
 
 
-def _too_large(features: Features, limit: int | None) -> bool:
-    """Whether all views of all training images would take too much of a device's memory."""
-    return limit is not None and sum(view.nbytes for view in features.views) > FEATURES_SHARE * limit
+def _streams(config: Config, features: Features, clients: Clients) -> bool:
+    """Whether training images are sent to the devices as rounds need them, or all lie there."""
+    if config.spmd.features != "auto":
+        return config.spmd.features == "streamed"
+    mesh = make_mesh(config.spmd.devices)
+    limit, everything = memory_limit(mesh), sum(view.nbytes for view in features.views)
+    if limit is None or everything <= FEATURES_SHARE * limit:
+        return False
+    sent = everything // len(features.plain) * streamed_images(config, clients, mesh.size)
+    # The plain view is there for scoring, so that of a single view nothing is saved.
+    return sent + (features.plain.nbytes if len(features.views) == 1 else 0) < everything

@@ -32,6 +32,11 @@ def test_sizes(clients):
     assert clients.pooled.tolist() == [3, 5, 6]
 
 
+def test_the_largest_clients_bound_any_others(clients):
+    assert [clients.most_images(number, "train") for number in (1, 2, 3, 4)] == [3, 5, 5, 5]
+    assert [clients.most_images(number, "test") for number in (1, 2, 3)] == [2, 3, 3]
+
+
 def test_rows_are_filled_with_zeros(clients):
     table, counts = clients.padded(np.array([2, 0, 1, 0]), "train", 4)
     assert table.tolist() == [[1, 2, 9, 0], [4, 7, 0, 0], [0, 0, 0, 0], [4, 7, 0, 0]]

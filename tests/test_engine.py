@@ -96,12 +96,29 @@ def test_streamed_images_change_no_bit(frozen, keys):
     assert resident.digest() == streamed.digest()
 
 
+@pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("keys", [{}, PARTIAL])
-def test_one_program_serves_a_run(frozen, keys):
+def test_one_program_serves_a_run(frozen, keys, streamed):
     before = rounds_program()._cache_size()
-    federation = engine(frozen, **{**keys, "local.batch_size": "3"})
+    federation = engine(frozen, streamed=streamed, **{**keys, "local.batch_size": "3"})
     run(federation)
     assert rounds_program()._cache_size() == before + 1
+
+
+@pytest.mark.parametrize("limit", [None, 6 * 2**10])
+def test_rounds_of_a_dispatch_have_room_for_private_variables(frozen, monkeypatch, limit):
+    """Those of Slope are 64 bytes a client. Nine fit, which is two cohorts; of more it takes all ten."""
+    keys = {**PARTIAL, "spmd.clients_per_device": "1"}
+    plenty = engine(frozen, make=slope, **keys)
+    monkeypatch.setattr(engines, "memory_limit", lambda mesh: limit)
+    monkeypatch.setattr(engines, "PRIVATE_BYTES", 9 * 64)
+    scarce = engine(frozen, make=slope, **keys)
+    plenty._pace = scarce._pace = 5
+    assert [len(plenty.advance(1, 5)), len(scarce.advance(1, 5))] == [5, 2]
+    assert [plenty._planner.rows, scarce._planner.rows] == [10, 8]
+    scarce.advance(3, 2)
+    scarce.advance(5, 1)
+    assert scarce.digest() == plenty.digest()
 
 
 @pytest.mark.parametrize("keys", [{}, {**PARTIAL, "spmd.devices": "2"}])

@@ -29,6 +29,11 @@ def test_what_is_kept_comes_back_and_padding_does_not_count():
     assert np.isfinite(back[2]).all()
 
 
+def test_a_row_is_as_large_as_its_variables():
+    assert Population(draw, 10).row_bytes == 2 * 3 * 4
+    assert Population(lambda ids: {}, 10).row_bytes == 0
+
+
 def test_memory_follows_those_drawn():
     people = Population(draw, 10**9)
     rng = np.random.default_rng(0)

@@ -117,6 +117,11 @@ def test_only_who_takes_part_is_scored():
     assert len(population().scored(0, [np.arange(MOST_SCORED + 5)], 0)) == MOST_SCORED
 
 
+def test_any_clients_have_as_many_training_images_as_others():
+    assert population().most_images(64, "train") == 64 * 30
+    assert population(clients=10).most_images(64, "train") == 300
+
+
 def test_nothing_grows_with_the_number_of_clients():
     few, many = population(clients=1000), population(clients=MAX_CLIENTS)
     ids = np.array([0, MAX_CLIENTS - 1, 77, 2**30])

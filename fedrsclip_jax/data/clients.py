@@ -35,6 +35,10 @@ class Clients(abc.ABC):
         """No client has more images than that in the split, `train` or `test`."""
 
     @abc.abstractmethod
+    def most_images(self, clients: int, split: str) -> int:
+        """No so many different clients have more images together than that; `clients` is at least 1."""
+
+    @abc.abstractmethod
     def digest(self) -> str:
         """sha256 of all that says who owns which image, equal on every platform."""
 
@@ -151,6 +155,9 @@ class PartitionedClients(Clients):
 
     def longest(self, split: str) -> int:
         return int(np.diff(self._offsets(split)).max())
+
+    def most_images(self, clients: int, split: str) -> int:
+        return int(np.sort(np.diff(self._offsets(split)))[-clients:].sum())
 
     def digest(self) -> str:
         return self.partition.digest()

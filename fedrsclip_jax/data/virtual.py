@@ -63,6 +63,9 @@ class VirtualClients(Clients):
     def longest(self, split: str) -> int:
         return self.train_each if split == "train" else self.test_each
 
+    def most_images(self, clients: int, split: str) -> int:
+        return min(clients, self.size) * self.longest(split)
+
     def digest(self) -> str:
         total = hashlib.sha256(b"virtual:")
         for name in _FIELDS:

@@ -35,6 +35,8 @@ from fedrsclip_jax.federated.window import Planner, Supply, Window
 
 PATIENCE = 1.0  # seconds a dispatch should take: long against its overhead, short for whoever watches or interrupts
 FEATURES_SHARE = 0.4  # of a device's memory that training features may take
+PRIVATE_SHARE = 0.1  # that private variables of a dispatch may take; the next one's arrive while they are there
+PRIVATE_BYTES = 2**28  # what these may take where the platform does not say how much memory there is
 LANES_SHARE = 0.8  # and that these and what lanes remember may take; the rest is for scoring and the next dispatch
 
 
@@ -109,15 +111,17 @@ class Engine:
         self._data = None if resident is None else replicate(mesh, resident())
         local, spmd = LocalPlan.of(config), config.spmd
         streamed, limit = resident is None, memory_limit(mesh)
+        allowed = PRIVATE_BYTES if limit is None else int(PRIVATE_SHARE * limit)
+        most_rows = allowed // max(self._population.row_bytes, 1)
 
-        def plan_for(lanes: int) -> None:
-            self._planner = Planner(config, clients, local, mesh, lanes, supply if streamed else None)
-            size = self._planner.size
-            check(server_plan, size)
-            self.plan = RoundPlan(graph, local, mesh, server_plan, size, spmd.ordered_reduce, streamed)
+        def plan_for(lanes: int) -> tuple[RoundPlan, Planner]:
+            planner = Planner(config, clients, local, mesh, lanes, most_rows, supply if streamed else None)
+            check(server_plan, planner.size)
+            plan = RoundPlan(graph, local, mesh, server_plan, planner.size, spmd.ordered_reduce, streamed)
+            return plan, planner
 
         def needs(lanes: int) -> tuple[int, int]:
-            plan_for(lanes)
+            self.plan, self._planner = plan_for(lanes)
             needed = self.compiled().memory_analysis()
             return (needed.argument_size_in_bytes, needed.temp_size_in_bytes) if needed else (0, 0)
 
@@ -125,7 +129,7 @@ class Engine:
         lanes = choose_lanes(asked, *balance, platform(mesh), spmd.ordered_reduce)
         if limit is not None and lanes > 1 and not asked:
             lanes = fit_lanes(lanes, LANES_SHARE * limit, needs)
-        plan_for(lanes)
+        self.plan, self._planner = plan_for(lanes)
         self._window: Window | None = None  # got ready while the one before it ran
         self._aboard: tuple[Int[np.ndarray, " rows"], PyTree] | None = None  # private variables on the devices
         self._unsettled: Bool[np.ndarray, " rows"] | None = None  # which of them the population has not seen

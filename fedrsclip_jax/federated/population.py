@@ -12,6 +12,10 @@ class Population:
     """Private variables by client number; an untouched client's are its initial draw.
 
     Grows by doubling, so that a cohort costs what it is large, whatever the population.
+
+    Attributes:
+      size: clients in all.
+      row_bytes: of one client's variables.
     """
 
     def __init__(self, draw: Callable[[Int[np.ndarray, " clients"]], PyTree], size: int):
@@ -20,7 +24,9 @@ class Population:
         self._draw = draw
         self._row: dict[int, int] = {}
         self._leaves: list[np.ndarray] | None = None
-        self._tree = jax.tree.structure(jax.eval_shape(draw, np.zeros(1, np.int32)))
+        shapes = jax.eval_shape(draw, np.zeros(1, np.int32))
+        self._tree = jax.tree.structure(shapes)
+        self.row_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
     @property
     def drawn(self) -> Int[np.ndarray, " drawn"]:

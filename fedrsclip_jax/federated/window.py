@@ -25,7 +25,7 @@ class Window(NamedTuple):
     Attributes:
       ids: clients by row of the private variables and of `members`, -1 is padding.
       members, schedule: on the devices.
-      data: images of these clients, where the devices do not hold all; else None.
+      data: images of these clients, on each device those of its own, where the devices do not hold all; else None.
       cohorts: one row a round that may run; ids of the clients of each round by slot, -1 is padding.
       answering: whose update counts, likewise.
       steps: of each round, of all clients together.
@@ -43,6 +43,33 @@ class Window(NamedTuple):
     wasted: list[float]
 
 
+def packed_images(config: Config, clients: Clients, devices: int) -> int:
+    """Rows for the images of one device's clients in any round, where these lie end to end.
+
+    Rounded up, by an eighth at most, to a number that other seeds' clients are likely to share, and with it what is
+    compiled.
+    """
+    size = _cohort(config, clients)
+    if size == clients.num_clients:
+        counts = clients.counts(np.arange(size), "train")
+        members = lay_out(np.asarray(LocalPlan.of(config).steps(counts)), devices, 1).members
+        most = int(np.where(members >= 0, counts[members], 0).sum(axis=1).max())
+    else:
+        most = clients.most_images(-(-size // devices), "train")
+    grain = 1 << max(most.bit_length() - 4, 0)
+    return max(-(-most // grain) * grain, 1)
+
+
+def streamed_images(config: Config, clients: Clients, devices: int) -> int:
+    """Rows that streamed images take on a device: of everyone they stay, and else the next round's arrive meanwhile."""
+    windows = 1 if _cohort(config, clients) == clients.num_clients else 2
+    return windows * packed_images(config, clients, devices)
+
+
+def _cohort(config: Config, clients: Clients) -> int:
+    return min(config.cohort or clients.num_clients, clients.num_clients)
+
+
 class Planner:
     """Lays out windows, all of one shape, so that one compilation serves the run; pure functions of their round."""
 
@@ -53,26 +80,36 @@ class Planner:
         local: LocalPlan,
         mesh: Mesh,
         lanes: int,
+        most_rows: int,
         supply: Supply | None = None,
     ):
+        """
+        Args:
+          most_rows: clients whose private variables have room on a device; a round's always have to.
+          supply: of images, where the devices do not hold all.
+        """
         self.config, self.clients, self.local, self.mesh, self.lanes = config, clients, local, mesh, lanes
         self._supply = supply
-        self.size = min(config.cohort or clients.num_clients, clients.num_clients)
+        self.size = _cohort(config, clients)
         self.everyone = self.size == clients.num_clients
         self.slots = -(-self.size // mesh.size)
         # Over several devices a client that is drawn again may be laid elsewhere, and its private variables have to
-        # come by way of the host: then a dispatch is one round. Everyone always, or a single device, needs no move.
-        # So it is where its images come from there too.
-        together = (self.everyone or mesh.size == 1) and supply is None
+        # come by way of the host, and so do streamed images of another cohort: then a dispatch is one round. Everyone
+        # always stays where they are, and on a single device there is nowhere else.
+        together = self.everyone or (mesh.size == 1 and supply is None)
         asked = config.spmd.rounds_per_dispatch
         self.room = min(asked or min(config.eval.every, MOST_ROUNDS), config.rounds) if together else 1
+        if not self.everyone and clients.num_clients > most_rows:
+            self.room = max(1, min(self.room, most_rows // self.slots))
         if self.everyone:
             self.rows = self.slots
         else:
             self.rows = min(self.room * self.slots, clients.num_clients) if mesh.size == 1 else self.slots
         longest = int(local.steps(clients.longest("train")))
         self._turns = None if self.everyone else most_turns(longest, self.slots, lanes)
+        self._packed = 0 if supply is None else packed_images(config, clients, mesh.size)
         self._always: Window | None = None
+        self._images: tuple[Dataset, np.ndarray] | None = None
 
     def prepare(self, first: int, rounds: int) -> Window:
         """Rounds `first` to `first + rounds - 1`; at most `room` of them."""
@@ -97,12 +134,9 @@ class Planner:
         rows, counts = self.clients.padded(ids, "train", self.clients.width("train"))
         data = None
         if self._supply is not None:
-            # A device holds the images of its own rows, one client after another.
-            data = self._supply(rows.reshape(-1))
-            data = Dataset(
-                spread(self.mesh, data.features, SPLIT_BY_ROUND), spread(self.mesh, data.labels.astype(np.int32))
-            )
-            rows = np.tile(np.arange(self.rows * rows.shape[1], dtype=np.int32).reshape(self.rows, -1), (devices, 1))
+            data, rows = self._images or self._sent(self._supply, rows, counts)
+            if self.everyone:  # they lie where they lay
+                self._images = data, rows
         flat = (rounds, -1)
         schedule = Schedule(
             slots=self._filled(slots.reshape(flat)),
@@ -125,6 +159,20 @@ class Planner:
         if self.everyone and config.dropout == 0 and rounds == self.room:
             self._always = window  # all windows are alike
         return window
+
+    def _sent(
+        self, supply: Supply, rows: Int[np.ndarray, "clients width"], counts: Int[np.ndarray, " clients"]
+    ) -> tuple[Dataset, Int[np.ndarray, "clients width"]]:
+        """Each device's images, one client after another, and the clients' rows among these."""
+        columns, owned = np.arange(rows.shape[1]), counts.reshape(self.mesh.size, -1)
+        images = np.zeros((self.mesh.size, self._packed), np.int32)
+        images[np.arange(self._packed) < owned.sum(axis=1, keepdims=True)] = rows[columns < counts[:, None]]
+        data = supply(images.reshape(-1))
+        data = Dataset(
+            spread(self.mesh, data.features, SPLIT_BY_ROUND), spread(self.mesh, data.labels.astype(np.int32))
+        )
+        first = (np.cumsum(owned, axis=1) - owned).reshape(-1, 1)
+        return data, np.minimum(first + columns, self._packed - 1).astype(np.int32)
 
     def _filled(self, table: np.ndarray) -> np.ndarray:
         """A table of as many rounds as a dispatch has room for; the rounds that are added do not run."""
