@@ -68,7 +68,9 @@ def run(
     if finished is not None and finished["rounds"] == config.rounds:
         progress.say(f"{title}: finished before")
         return finished
-    federation = Federation(config, task, features, clients, prompts)
+    building: dict[str, float] = {"compile": 0.0, "start": 0.0}
+    with compilation.measure(building, "start"):  # how many lanes fit is found out by compiling
+        federation = Federation(config, task, features, clients, prompts)
 
     with Checkpoints(folder, config.checkpoint.keep) as checkpoints, Checkpoints(folder, folder=BEST) as best:
         with distributed.together():
@@ -81,6 +83,7 @@ def run(
             federation.restore(saved.server(federation.server), saved.population)
             progress.say(f"{title}: goes on after round {ledger.round}")
         ledger.seconds["encode"] += encode_seconds
+        ledger.seconds["compile"] += building["compile"]
         _write_start(config, folder, federation, prompts, ledger)
         zero_shot = score_zero_shot(features.plain, task.labels, clients, federation.scored, federation.backbone)
         scores: dict[str, Any] = {}

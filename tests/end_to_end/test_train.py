@@ -2,15 +2,17 @@
 
 import json
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from fedrsclip_jax import cli
+from fedrsclip_jax import cli, compilation, federation
 from fedrsclip_jax import config as configuration
 from fedrsclip_jax.data.partition import Partition
+from fedrsclip_jax.federated import engine
 from fedrsclip_jax.federated.round import rounds_program
 from tests.conftest import REPOSITORY
 
@@ -37,6 +39,21 @@ def train(tiny_folder, tmp_path):
         return workdir
 
     return run
+
+
+@pytest.fixture
+def dispatches(monkeypatch) -> list[tuple[bool, int]]:
+    """Of each dispatch, whether its images were streamed, and its rounds; their number grows whatever the time."""
+    seen, advance = [], engine.Engine.advance
+
+    def noted(self, first, most):
+        done = advance(self, first, most)
+        seen.append((self.plan.streamed, len(done)))
+        return done
+
+    monkeypatch.setattr(engine.Engine, "advance", noted)
+    monkeypatch.setattr(engine, "PATIENCE", 1e9)
+    return seen
 
 
 def read(workdir: Path, name: str = "summary.json"):
@@ -138,6 +155,48 @@ def test_devices_and_lanes_change_nothing_but_the_last_digits(train):
     assert many["clients_per_device"] == 2
     assert many["personalised"]["mean"] == pytest.approx(one["personalised"]["mean"], abs=1e-6)
     assert many["global"]["accuracy"] == pytest.approx(one["global"]["accuracy"], abs=1e-6)
+
+
+@pytest.mark.long
+def test_where_images_lie_and_how_rounds_are_dispatched_change_no_bit(train, dispatches, monkeypatch):
+    base = ("--config.seeds=1", "--config.baselines=", "--config.rounds=7", "--config.eval.every=7")
+    base += ("--config.data.views=2", "--config.cohort=1", "--config.spmd.devices=1")
+
+    def run(name: str, *flags: str) -> tuple[str, list[tuple[bool, int]]]:
+        dispatches.clear()
+        return read(train(name, *base, *flags))["state_sha256"], [*dispatches]
+
+    resident, rounds = run("resident", "--config.spmd.features=resident")
+    assert rounds == [(False, 1), (False, 2), (False, 4)]
+    in_twos = run("twos", "--config.spmd.features=resident", "--config.spmd.rounds_per_dispatch=2")
+    assert in_twos == (resident, [(False, 1), (False, 2), (False, 2), (False, 2)])
+    one_by_one = run("ones", "--config.spmd.rounds_per_dispatch=1")
+    assert one_by_one == (resident, 7 * [(False, 1)]), "a CPU does not say that anything is too large"
+    assert run("streamed", "--config.spmd.features=streamed") == (resident, 7 * [(True, 1)])
+    monkeypatch.setattr(federation, "memory_limit", lambda mesh: 1)
+    assert run("auto") == (resident, 7 * [(True, 1)])
+
+
+def test_looking_for_lanes_counts_as_compiling(train, monkeypatch):
+    """An accelerator that we do not have: memory has to be asked for, which takes a compilation."""
+    monkeypatch.setattr(engine, "platform", lambda mesh: "gpu")
+    monkeypatch.setattr(engine, "memory_limit", lambda mesh: 2**40)
+    spent, measure = {}, compilation.measure
+
+    @contextmanager
+    def noted(seconds, phase):
+        before = seconds["compile"]
+        with measure(seconds, phase):
+            yield
+        spent[phase] = spent.get(phase, 0.0) + seconds["compile"] - before
+
+    monkeypatch.setattr(compilation, "measure", noted)
+    # A program that no other test has compiled.
+    flags = ("--config.seeds=1", "--config.baselines=", "--config.spmd.devices=1", "--config.local.batch_size=11")
+    summary = read(train("run", *flags))
+    assert summary["clients_per_device"] > 1
+    assert spent["start"] > spent["train"], "the rounds' program is there when the first dispatch begins"
+    assert summary["seconds"]["compile"] == pytest.approx(sum(spent.values()), abs=2e-3)
 
 
 @pytest.mark.parametrize(
