@@ -15,6 +15,7 @@ from fedrsclip_jax.federated.aggregate import aggregate
 from fedrsclip_jax.federated.cohort import draw_answering, draw_cohort
 from fedrsclip_jax.federation import Federation
 from fedrsclip_jax.progress import Progress
+from fedrsclip_jax.prompts import Prompts
 from fedrsclip_jax.task import divide, encode_images, load_task
 from tests.conftest import REPOSITORY
 from tests.end_to_end.conftest import photographs
@@ -128,7 +129,8 @@ def quickstart():
             program = jax.jit(lambda *arguments: round.run_rounds(*arguments), static_argnums=0, donate_argnums=(1, 2))
             patch.setattr(engine, "rounds_program", lambda: program)
             patch.setattr(round, "aggregate", attacked)
-            federation, done = Federation(config, task, features, divide(config, task, features.readable)), 0
+            federation = Federation(config, task, features, divide(config, task, features.readable), Prompts())
+            done = 0
             while done < config.rounds:
                 done += len(federation.advance(done + 1, config.rounds - done))
             return 100 * federation.score(complete=False)["personalised"]["mean"]
