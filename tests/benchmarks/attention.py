@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.attention [--dtype float32]
 
-Text: forward and backward over the tokens of 21 classes behind 16 context tokens, four clients together, masked. Images:
-forward over four images.
+Text: forward and backward over the tokens of 21 classes behind 16 context tokens, four clients together, masked.
+Images: forward over four images.
 """
 
 import argparse
@@ -38,7 +38,9 @@ def main() -> None:
         calls = {}
         for name, attention in (("ours", attend), ("jax.nn", theirs)):
             if tower == "text":
-                run = jax.grad(lambda q, k, v, a=attention: jnp.sum(a(q, k, v, mask).astype(jnp.float32)), (0, 1, 2))
+                run = jax.grad(
+                    lambda q, k, v, a=attention, m=mask: jnp.sum(a(q, k, v, m).astype(jnp.float32)), (0, 1, 2)
+                )
             else:
                 run = attention
             calls[name] = partial(jax.jit(run, compiler_options=tower_options()), q, k, v)
