@@ -106,7 +106,7 @@ class Checkpoints:
         Raises:
           InputError: it cannot be written, or the one before could not.
         """
-        if not distributed.first() or number in self.rounds():
+        if not distributed.first() or number in self._manager.all_steps():
             return
         kept = population.state()
         trees = {"shared": server.shared, "optimizer": server.optimizer, "private": list(kept["leaves"].values())}

@@ -54,7 +54,7 @@ def accelerator(monkeypatch):
     """Gives the devices of the tests a name and a memory that they do not have."""
 
     def pretend(limit: int | None) -> None:
-        monkeypatch.setattr(engines, "platform", lambda mesh: "gpu")
+        monkeypatch.setattr(engines, "platform_of", lambda mesh: "gpu")
         monkeypatch.setattr(engines, "memory_limit", lambda mesh: limit)
 
     return pretend

@@ -25,7 +25,7 @@ from fedrsclip_jax.federated.mesh import (
     fit_lanes,
     make_mesh,
     memory_limit,
-    platform,
+    platform_of,
     replicate,
     spread,
 )
@@ -126,7 +126,7 @@ class Engine:
             return (needed.argument_size_in_bytes, needed.temp_size_in_bytes) if needed else (0, 0)
 
         asked, balance = spmd.clients_per_device, _balance(config, clients, local, mesh.size)
-        lanes = choose_lanes(asked, *balance, platform(mesh), spmd.ordered_reduce)
+        lanes = choose_lanes(asked, *balance, platform_of(mesh), spmd.ordered_reduce)
         if limit is not None and lanes > 1 and not asked:
             lanes = fit_lanes(lanes, LANES_SHARE * limit, needs)
         self.plan, self._planner = plan_for(lanes)

@@ -67,7 +67,7 @@ def memory_limit(mesh: Mesh) -> int | None:
     return min(limits, default=None)
 
 
-def platform(mesh: Mesh) -> str:
+def platform_of(mesh: Mesh) -> str:
     """Of the devices, as JAX names it."""
     return mesh.devices.flat[0].platform
 
