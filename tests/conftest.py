@@ -43,6 +43,13 @@ def feature_cache(tmp_path_factory):
         yield folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def programs_end_with_their_file():
+    """Compiled programs are dropped after each file: each maps memory, and Linux allows a process 65,530 maps."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory) -> Path:
     """A folder in Hugging Face layout: a CLIP of random weights, a tokenizer fitted to a few captions, settings.
