@@ -7,6 +7,7 @@ does not read as it was written is passed over for the newest that does.
 
 import functools
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -116,7 +117,7 @@ class Checkpoints:
         for what, tree in trees.items():
             state |= {f"{what}.{i:03d}": np.array(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
         state = {name: leaf for name, leaf in state.items() if leaf.size}  # Orbax knows no empty ones
-        written = {"sha256": _digest(state), "record": record or {}}
+        written = {"sha256": _digest(state, record or {}), "record": record or {}}
         with self._writing():
             self._manager.save(
                 number,
@@ -191,7 +192,7 @@ class Checkpoints:
                 args=ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(), _RECORD: ocp.args.JsonRestore()}),
             )
             state, written = found[_STATE], found[_RECORD]
-            sound = _digest(state) == written["sha256"]
+            sound = _digest(state, written["record"]) == written["sha256"]
         except Exception as error:  # whatever a library makes of files that are cut off or gone
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise _Damaged(f"checkpoint {number} in {self.folder} cannot be read ({reason})") from error
@@ -230,9 +231,9 @@ def _under(what: str, state: dict[str, Any]) -> dict[str, np.ndarray]:
     return {str(i): np.asarray(state[name]) for i, name in enumerate(names)}
 
 
-def _digest(state: dict[str, Any]) -> str:
-    """sha256 of all arrays with their names, types and shapes."""
-    sha = hashlib.sha256()
+def _digest(state: dict[str, Any], record: dict[str, Any]) -> str:
+    """sha256 of all arrays with their names, types and shapes, and of the record as JSON."""
+    sha = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
     for name in sorted(state):
         array = np.ascontiguousarray(state[name])
         sha.update(f"{name} {array.dtype} {array.shape}".encode())

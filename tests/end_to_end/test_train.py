@@ -179,7 +179,7 @@ def test_where_images_lie_and_how_rounds_are_dispatched_change_no_bit(train, dis
 
 def test_looking_for_lanes_counts_as_compiling(train, monkeypatch):
     """An accelerator that we do not have: memory has to be asked for, which takes a compilation."""
-    monkeypatch.setattr(engine, "platform", lambda mesh: "gpu")
+    monkeypatch.setattr(engine, "platform_of", lambda mesh: "gpu")
     monkeypatch.setattr(engine, "memory_limit", lambda mesh: 2**40)
     spent, measure = {}, compilation.measure
 
