@@ -17,7 +17,6 @@ from jaxtyping import Array, Bool, Float, Int
 from fedrsclip_jax import distributed
 from fedrsclip_jax.clip import huggingface, preprocess, tokenizer
 from fedrsclip_jax.clip.backbone import Backbone
-from fedrsclip_jax.clip.compiler import tower_options
 from fedrsclip_jax.clip.model import CLIP, CLIPConfig
 from fedrsclip_jax.config import Config, DataConfig, MethodConfig
 from fedrsclip_jax.data import features, scenes, sources
@@ -213,9 +212,7 @@ def _encode_text(graph, weights, tokens: Int[Array, "texts length"]) -> Float[Ar
 def _encoder(clip: CLIP, prepare: preprocess.Preprocess):
     """Maps lists of pictures to unit-norm features; batches are padded to one size, so that it compiles once."""
     graph, weights = nnx.split(clip)
-    encode = jax.jit(
-        lambda weights, images: nnx.merge(graph, weights).encode_images(images), compiler_options=tower_options()
-    )
+    encode = jax.jit(lambda weights, images: nnx.merge(graph, weights).encode_images(images))
 
     def encoder(images):
         ready = prepare(images)

@@ -11,7 +11,7 @@ from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.federated import engine as engines
 from fedrsclip_jax.federated.client import Dataset
 from fedrsclip_jax.federated.engine import Engine
-from fedrsclip_jax.federated.round import rounds_program
+from fedrsclip_jax.federated.round import run_rounds
 from fedrsclip_jax.methods import METHODS
 from tests import toy
 
@@ -99,10 +99,10 @@ def test_streamed_images_change_no_bit(frozen, keys):
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("keys", [{}, PARTIAL])
 def test_one_program_serves_a_run(frozen, keys, streamed):
-    before = rounds_program()._cache_size()
+    before = run_rounds._cache_size()
     federation = engine(frozen, streamed=streamed, **{**keys, "local.batch_size": "3"})
     run(federation)
-    assert rounds_program()._cache_size() == before + 1
+    assert run_rounds._cache_size() == before + 1
 
 
 @pytest.mark.parametrize("limit", [None, 6 * 2**10])

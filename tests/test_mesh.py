@@ -26,7 +26,7 @@ def test_lanes_of_a_cpu_are_few():
 def test_lanes_of_an_accelerator_are_many_and_stay_busy():
     assert choose_lanes(0, 10, 100, 10, "gpu") == 10
     assert choose_lanes(0, 10, 100, 50, "gpu") == 2, "more would wait for the longest client"
-    assert choose_lanes(0, 10_000, 10_000, 1, "gpu") == 64
+    assert choose_lanes(0, 10_000, 10_000, 1, "gpu") == 256
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from fedrsclip_jax.federated.client import Dataset
-from fedrsclip_jax.federated.round import rounds_program, traffic
+from fedrsclip_jax.federated.round import run_rounds, traffic
 from fedrsclip_jax.federated.sums import weighted_sum
 from fedrsclip_jax.methods import METHODS
 from fedrsclip_jax.methods.base import Batch, Weights
@@ -94,7 +94,7 @@ def test_equals_a_plain_loop_over_clients(frozen, name, devices, lanes):
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_compiled_round_has_one_all_reduce_and_no_other_collective(frozen, name):
     g = game(name, frozen, devices=8)
-    text = rounds_program().lower(*g.arguments()).compile().as_text()
+    text = run_rounds.lower(*g.arguments()).compile().as_text()
     assert len(re.findall(r" all-reduce(?:-start)?\(", text)) == 1
     assert not re.search(r" (all-gather|all-to-all|collective-permute|reduce-scatter)(-start)?\(", text)
 
@@ -112,7 +112,7 @@ def test_uplink_is_counted_from_the_arrays_that_are_reduced(frozen):
 
     g = toy.Game(Wide, toy.settings(), frozen, toy.dataset(), devices=8)
     assert traffic(g.shared) == (2048, 8192)
-    text = rounds_program().lower(*g.arguments()).compile().as_text()
+    text = run_rounds.lower(*g.arguments()).compile().as_text()
     (reduced,) = re.findall(r"= f32\[(\d+)\]\S* all-reduce(?:-start)?\(", text)
     figures = {"loss", "images"}
     assert int(reduced) == 2048 + 2 + len(figures)
@@ -121,12 +121,12 @@ def test_uplink_is_counted_from_the_arrays_that_are_reduced(frozen):
 def test_one_trace_serves_all_rounds_and_hyper_parameters(frozen):
     g = game("fedrsclip", frozen)
     g.round(1)
-    traces = rounds_program()._cache_size()
+    traces = run_rounds._cache_size()
     for number in (2, 3, 4):
         g.round(number)
     changed = {"local.learning_rate": "0.3", "local.proximal_weight": "0.1", "server.learning_rate": "0.5"}
     game("fedrsclip", frozen, **changed, **{"method.pacl_weight": "1", "method.cmfac_weight": "0"}).round(1)
-    assert rounds_program()._cache_size() == traces
+    assert run_rounds._cache_size() == traces
 
 
 def test_the_average_is_weighted_by_images_and_is_not_the_last_client(frozen):

@@ -16,7 +16,7 @@ from fedrsclip_jax.federated.aggregate import ServerPlan, start_server
 from fedrsclip_jax.federated.client import Dataset, Hyper, LocalPlan, Members
 from fedrsclip_jax.federated.cohort import lay_out
 from fedrsclip_jax.federated.mesh import SPLIT_BY_ROUND, make_mesh, replicate, spread
-from fedrsclip_jax.federated.round import RoundPlan, Schedule, rounds_program
+from fedrsclip_jax.federated.round import RoundPlan, Schedule, run_rounds
 from fedrsclip_jax.methods.base import Batch, Private, Shared, Weights
 
 CLASSES = ("forest", "storage tank", "river")
@@ -125,7 +125,7 @@ class Game:
 
     def round(self, number: int = 1, ids=None, slots=None, answering=None, table: Members | None = None):
         slots = self.slots(ids) if slots is None else np.asarray(slots)
-        self.server, private, self.outcome = rounds_program()(*self.arguments(number, None, slots, answering, table))
+        self.server, private, self.outcome = run_rounds(*self.arguments(number, None, slots, answering, table))
         for slot, client in enumerate(slots):
             if client >= 0:
                 self.kept[int(client)] = jax.tree.map(lambda leaf, s=slot: leaf[s], private)

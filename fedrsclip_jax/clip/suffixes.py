@@ -47,8 +47,15 @@ class Suffixes(NamedTuple):
         return self.depth.reshape(-1)[self.eos_nodes]
 
 
-def pack(rows: Sequence[Sequence[int]], nodes_a_block: int = NODES_A_BLOCK) -> Suffixes:
-    """The tree of some rows of token ids, each of which ends in EOS, in about equal blocks."""
+def pack(
+    rows: Sequence[Sequence[int]], nodes_a_block: int = NODES_A_BLOCK, *, before: int = 0, multiple_of: int = 1
+) -> Suffixes:
+    """The tree of some rows of token ids, each of which ends in EOS, in about equal blocks.
+
+    Args:
+      before: tokens in front of every name: start of sequence, and context.
+      multiple_of: of what these and the nodes of a block are a multiple, by filler.
+    """
     prefixes = {tuple(row[:end]) for row in rows for end in range(1, len(row) + 1)}
     even = -(-len(prefixes) // -(-len(prefixes) // nodes_a_block))
     blocks: list[dict[tuple[int, ...], int]] = [{}]
@@ -64,6 +71,7 @@ def pack(rows: Sequence[Sequence[int]], nodes_a_block: int = NODES_A_BLOCK) -> S
         places.append((number, len(blocks) - 1, [block[row[:end]] for end in range(1, len(row) + 1)]))
 
     nodes = max(map(len, blocks))
+    nodes += -(before + nodes) % multiple_of
     tokens = np.zeros((len(blocks), nodes), np.int32)
     depth = np.zeros_like(tokens)
     ancestors = np.tile(np.eye(nodes, dtype=bool), (len(blocks), 1, 1))

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from fedrsclip_jax.clip.attention import attend, causal_mask
 from fedrsclip_jax.clip.suffixes import Suffixes
-from fedrsclip_jax.clip.transformer import Block, TowerConfig, Transposed, attend, causal_mask, linear
+from fedrsclip_jax.clip.transformer import Block, TowerConfig, Transposed, linear
 
 
 class TransposedTower(NamedTuple):
@@ -150,13 +151,17 @@ def _with_gradient_of(
     return jnp.concatenate([fixed[:, :1], context, fixed[:, prefix:]], axis=1).reshape(x.shape)
 
 
-def _who_sees_whom(prefix: int, suffixes: Suffixes, prompts: int) -> Bool[Array, "batch tokens tokens"]:
-    """The mask of prefix and names, for every context and block: causal, and along the branches of the tree."""
+def _who_sees_whom(prefix: int, suffixes: Suffixes, prompts: int) -> Bool[Array, "masks tokens tokens"]:
+    """The mask of prefix and names: causal, and along the branches of the tree.
+
+    A single block's serves every context; several blocks' come once for each context.
+    """
     blocks, nodes = suffixes.tokens.shape
     above = jnp.concatenate([causal_mask(prefix), jnp.zeros((prefix, nodes), bool)], axis=1)
     above = jnp.broadcast_to(above, (blocks, *above.shape))
     below = jnp.concatenate([jnp.ones((blocks, nodes, prefix), bool), suffixes.ancestors], axis=2)
-    return jnp.tile(jnp.concatenate([above, below], axis=1), (prompts, 1, 1))
+    sees = jnp.concatenate([above, below], axis=1)
+    return sees if blocks == 1 else jnp.tile(sees, (prompts, 1, 1))
 
 
 def _by_block(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from fedrsclip_jax.clip.attention import EVEN_TOKENS, has_fused_attention
 from fedrsclip_jax.clip.model import CLIPConfig
 from fedrsclip_jax.clip.suffixes import Suffixes, pack
 from fedrsclip_jax.errors import InputError
@@ -84,4 +85,5 @@ def suffixes(
             f"method.context_tokens: {twice}{context} in front of {class_names[longest]!r} make {needed} tokens; this "
             f"CLIP reads {config.positions}; {remedy}"
         )
-    return pack([[*row, config.eos_id] for row in rows])
+    before, multiple_of = 1 + prompts * context, EVEN_TOKENS if has_fused_attention() else 1
+    return pack([[*row, config.eos_id] for row in rows], before=before, multiple_of=multiple_of)

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from fedrsclip_jax.clip.attention import attend
+
 
 @dataclass(frozen=True)
 class TowerConfig:
@@ -160,37 +162,3 @@ class Block(nnx.Module):
         k, v = jnp.split(normed.reshape(-1, width) @ kernel[:, width:] + bias[None, width:], 2, axis=-1)
         q, k, v = (t.reshape(batch, -1, self.heads, width // self.heads) for t in (q, k, v))
         return self.finish(x[:, 0], attend(q * q.shape[-1] ** -0.5, k, v)[:, 0])
-
-
-def attend(
-    q: Float[Array, "batch queries heads head"],
-    k: Float[Array, "batch keys heads head"],
-    v: Float[Array, "batch keys heads head"],
-    mask: Bool[Array, "*batch queries keys"] | None = None,
-) -> Float[Array, "batch queries heads head"]:
-    """Softmax attention; where `mask` is False a query does not see a key. Softmax in fp32."""
-    batch, queries, heads, _ = q.shape
-    # One axis for batch and heads: XLA's CPU backend takes several times as long for sums over arrays of four axes.
-    q, k, v = (t.transpose(0, 2, 1, 3).reshape(batch * heads, *t.shape[1::2]) for t in (q, k, v))
-    logits = jnp.einsum("nqd,nkd->nqk", q, k, preferred_element_type=jnp.float32)
-    if mask is not None:
-        mask = mask[None, None] if mask.ndim == 2 else mask[:, None]
-        mask = jnp.broadcast_to(mask, (batch, heads, *mask.shape[2:])).reshape(logits.shape)
-        logits = jnp.where(mask, logits, -jnp.inf)
-    attended = jnp.einsum("nqk,nkd->nqd", softmax(logits).astype(v.dtype), v)
-    return attended.reshape(batch, heads, queries, -1).transpose(0, 2, 1, 3)
-
-
-def softmax(logits: Float[Array, "*rows choices"]) -> Float[Array, "*rows choices"]:
-    """Over the last axis.
-
-    Written with a reciprocal, as XLA would do it too, but by its choice in one program and not in another: a division
-    would make the last bits of a round depend on whether there are several devices.
-    """
-    raised = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
-    return raised * (1 / jnp.sum(raised, axis=-1, keepdims=True))
-
-
-def causal_mask(tokens: int) -> Bool[Array, "tokens tokens"]:
-    """True where key j is not after query i."""
-    return jnp.tril(jnp.ones((tokens, tokens), bool))

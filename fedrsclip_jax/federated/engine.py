@@ -30,7 +30,7 @@ from fedrsclip_jax.federated.mesh import (
     spread,
 )
 from fedrsclip_jax.federated.population import Population
-from fedrsclip_jax.federated.round import RoundPlan, rounds_program, traffic
+from fedrsclip_jax.federated.round import RoundPlan, run_rounds, traffic
 from fedrsclip_jax.federated.window import Planner, Supply, Window
 
 PATIENCE = 1.0  # seconds a dispatch should take: long against its overhead, short for whoever watches or interrupts
@@ -165,7 +165,7 @@ class Engine:
         private = self._board(window.ids)
         arguments = self._arguments(window, private, rounds)
         with jax.transfer_guard("disallow"):  # all that rounds need lies on the devices by now
-            self.server, private, outcome = rounds_program()(*arguments)
+            self.server, private, outcome = run_rounds(*arguments)
         # The devices are at work; meanwhile the host gets the next dispatch ready.
         left = self.config.rounds - (first + rounds - 1)
         self._window = self._planner.prepare(first + rounds, min(left, 2 * self._pace)) if left > 0 else None
@@ -218,7 +218,7 @@ class Engine:
         """The program of a dispatch, to be read: its collectives, its memory."""
         window = self._planner.prepare(1, 1)
         private = spread(self.plan.mesh, self._population.gather(window.ids))
-        return rounds_program().lower(*self._arguments(window, private, 1)).compile()
+        return run_rounds.lower(*self._arguments(window, private, 1)).compile()
 
     def digest(self) -> str:
         """sha256 over the shared prompts and the private ones of every client drawn so far."""

@@ -17,8 +17,9 @@ from fedrsclip_jax.errors import InputError
 AXIS = "clients"
 SAME, SPLIT, SPLIT_BY_ROUND = PartitionSpec(), PartitionSpec(AXIS), PartitionSpec(None, AXIS)
 
-# If the user does not say. The products of a single client are small, and leave the cores of a CPU waiting.
-MOST_LANES, MOST_LANES_OF_CPU = 64, 4
+# If the user does not say. The products of a single client are small, and leave an accelerator's cores or a CPU's
+# waiting; where more lanes gain little is measured in tests/benchmarks.
+MOST_LANES, MOST_LANES_OF_CPU = 256, 4
 
 
 def make_mesh(devices: int) -> Mesh:

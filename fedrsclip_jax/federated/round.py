@@ -6,7 +6,7 @@ Nothing else crosses between devices, and private variables never leave theirs. 
 one dispatch, so that nothing waits for the host between them.
 """
 
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,6 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from fedrsclip_jax.clip.backbone import Backbone
-from fedrsclip_jax.clip.compiler import tower_options
 from fedrsclip_jax.federated.aggregate import (
     Server,
     ServerPlan,
@@ -93,15 +92,7 @@ class Traffic(NamedTuple):
     bytes: int
 
 
-@cache
-def rounds_program() -> Any:
-    """`run_rounds` under `jax.jit`: the plan is static, the server and the private variables are donated.
-
-    Made when it is first asked for, since what it is compiled with depends on the devices.
-    """
-    return jax.jit(run_rounds, static_argnums=0, donate_argnums=(1, 2), compiler_options=tower_options())
-
-
+@partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
 def run_rounds(
     plan: RoundPlan,
     server: Server,

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fedrsclip_jax.clip.compiler import tower_options
 from fedrsclip_jax.clip.model import CLIP, CLIPConfig
 from fedrsclip_jax.memory import keep_freed_pages
 from tests.benchmarks import openai_sizes, timing
@@ -53,9 +52,7 @@ def main() -> None:
     pixels = jnp.asarray(pixels, jnp.float32)
     graph, weights = nnx.split(clip)
     # As images are encoded for a run: see `task`.
-    encode = jax.jit(
-        lambda weights, images: CLIP.encode_images(nnx.merge(graph, weights), images), compiler_options=tower_options()
-    )
+    encode = jax.jit(lambda weights, images: CLIP.encode_images(nnx.merge(graph, weights), images))
     calls = {"ours": partial(encode, weights, pixels)}
     if model is not None:
         import torch

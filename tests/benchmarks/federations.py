@@ -87,11 +87,11 @@ def tiny() -> tuple[Backbone, int]:
     return _backbone(clip.text, tokenizer.suffixes(words, CLASSES, config, 16), config.embed), config.embed
 
 
-def base16() -> tuple[Backbone, int]:
+def base16(layers: int = 12) -> tuple[Backbone, int]:
     """A text side of ViT-B/16's size with random weights, and class names in the embedded CLIP's tokens."""
     _, small = huggingface.load_clip(huggingface.TINY)
     words = tokenizer.load_tokenizer(huggingface.TINY, small)
-    tower = TowerConfig(width=512, layers=12, heads=8, mlp_width=2048)
+    tower = TowerConfig(width=512, layers=layers, heads=8, mlp_width=2048)
     config = CLIPConfig(tower, tower, 512, 49408, 77, 224, 16, small.sos_id, small.eos_id)
     text = TextTower(
         tower,
@@ -143,6 +143,9 @@ class Even(Clients):
     def longest(self, split: str) -> int:
         return self._each
 
+    def most_images(self, clients: int, split: str) -> int:
+        return min(clients, self._number) * self._each
+
     def digest(self) -> str:
         return str(self._number)
 
@@ -151,6 +154,9 @@ class Even(Clients):
 
     def saved_as(self, path: str | Path) -> bool:
         return False
+
+    def _worth_scoring(self, most, cohorts):
+        return np.arange(self._number), most
 
     def _counts(self, ids: np.ndarray, split: str) -> np.ndarray:
         return np.full(len(ids), self._each)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from fedrsclip_jax.clip.attention import EVEN_TOKENS, has_fused_attention
 from fedrsclip_jax.clip.suffixes import Suffixes, pack
 
 TOKENIZER = Path(__file__).resolve().parents[3] / "shared" / "clip-tokenizer"
@@ -28,15 +29,16 @@ RESISC45 = (
 BY_CLASSES = {len(names): names for names in (text.split(", ") for text in (UCMERCED, OPTIMAL31, RESISC45))}
 
 
-def suffixes(names: list[str]) -> Suffixes:
+def suffixes(names: list[str], context: int) -> Suffixes:
     """`name . [EOS]` of each class; without OpenAI's tokenizer a word is one token, as most of these are there too."""
+    filled = {"before": 1 + context, "multiple_of": EVEN_TOKENS if has_fused_attention() else 1}
     if TOKENIZER.is_dir():
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
-        return pack([[*tokenizer(f"{name}.", add_special_tokens=False).input_ids, EOS] for name in names])
+        return pack([[*tokenizer(f"{name}.", add_special_tokens=False).input_ids, EOS] for name in names], **filled)
     numbers = {word: 1000 + number for number, word in enumerate(sorted({w for name in names for w in name.split()}))}
-    return pack([[*(numbers[word] for word in name.split()), STOP, EOS] for name in names])
+    return pack([[*(numbers[word] for word in name.split()), STOP, EOS] for name in names], **filled)
 
 
 def tokenizer_line() -> str:

@@ -40,6 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--size", choices=["tiny", "base16"], help="of the text tower; default tiny on a CPU")
+    parser.add_argument("--quick", action="store_true", help="two cases and a tower of two layers: whether it all runs")
     arguments = parser.parse_args()
     repeats, on_cpu = arguments.repeats, jax.default_backend() == "cpu"
     print(timing.machine())
@@ -50,6 +51,8 @@ def main() -> None:
     devices = [n for n in (1, 2, 4, 8) if n <= len(jax.devices())]
     more = (8, 16) if on_cpu else (8, 16, 32, 64)
     cases = [(n, lanes, 0) for n in devices for lanes in (1, 4)] + [(1, lanes, 0) for lanes in more] + [(1, 0, 10)]
+    if arguments.quick:
+        cases = [(1, 1, 0), (devices[-1], 4, 0)]
     rows, wasted, reduced, rates = [], 0.0, 0, {}
     for number, lanes, cohort in cases:
         keys = {"spmd__devices": number, "spmd__clients_per_device": lanes, "cohort": cohort}
@@ -72,7 +75,7 @@ def main() -> None:
         settings(rounds=10**6, eval__every=5, spmd__devices=1),
         federations.dirichlet(2000, 10, 0.1),
         2000,
-        federations.base16(),
+        federations.base16(2 if arguments.quick else 12),
     )
     seconds = {"compile": 0.0, "train": 0.0}
     with compilation.measure(seconds, "train"):

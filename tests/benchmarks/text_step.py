@@ -167,7 +167,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     rows, record, ceilings = [], {}, []
     for classes in arguments.classes:
-        suffixes = names.suffixes(names.BY_CLASSES[classes])
+        suffixes = names.suffixes(names.BY_CLASSES[classes], max(arguments.contexts))
         backbone = Backbone(clip.text, jnp.asarray(100.0), suffixes, jnp.zeros((classes, sizes.embed)))
         features = unit(jnp.asarray(rng.normal(size=(BATCH, sizes.embed)), jnp.float32))
         batch = Batch(features, jnp.asarray(rng.integers(0, classes, BATCH)), jnp.ones(BATCH, bool))

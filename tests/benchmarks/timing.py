@@ -15,8 +15,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedrsclip_jax.clip.compiler import tower_options
-
 _SETTLE = 0.02  # seconds between calls: idle threads of one library spin for some milliseconds and slow the next
 
 
@@ -56,16 +54,14 @@ def large_products(dtype: str = "float32") -> dict[str, Products]:
     on_cpu = jax.default_backend() == "cpu"
     sizes = ((2048, 2048, 2048), (1024, 512, 2048)) if on_cpu else ((8192, 8192, 8192), (16384, 4096, 4096))
     made = {}
-    for options in ({}, tower_options()):
-        product = jax.jit(jnp.matmul, compiler_options=options)
-        for rows, inner, columns in sizes:
-            keys = jax.random.split(jax.random.key(0))
-            a = jax.random.normal(keys[0], (rows, inner), dtype)
-            b = jax.random.normal(keys[1], (inner, columns), dtype)
-            flops = 2.0 * rows * inner * columns
-            times = max(1, int((3e10 if on_cpu else 1e13) / flops))
-            name = f"product {rows} x {inner} x {columns} {'as towers' if options else ''}"
-            made[name] = Products(partial(_repeat, product, a, b, times), times * flops)
+    product = jax.jit(jnp.matmul)
+    for rows, inner, columns in sizes:
+        keys = jax.random.split(jax.random.key(0))
+        a = jax.random.normal(keys[0], (rows, inner), dtype)
+        b = jax.random.normal(keys[1], (inner, columns), dtype)
+        flops = 2.0 * rows * inner * columns
+        times = max(1, int((3e10 if on_cpu else 1e13) / flops))
+        made[f"product {rows} x {inner} x {columns}"] = Products(partial(_repeat, product, a, b, times), times * flops)
     return made
 
 

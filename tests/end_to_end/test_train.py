@@ -13,7 +13,7 @@ from fedrsclip_jax import cli, compilation, federation
 from fedrsclip_jax import config as configuration
 from fedrsclip_jax.data.partition import Partition
 from fedrsclip_jax.federated import engine
-from fedrsclip_jax.federated.round import rounds_program
+from fedrsclip_jax.federated.round import run_rounds
 from tests.conftest import REPOSITORY
 
 AID = REPOSITORY.parent / "shared" / "data" / "aid"
@@ -129,9 +129,9 @@ def test_equal_seeds_give_equal_bits_and_evaluate_gives_the_same_scores(train, c
 def test_one_compilation_serves_all_rounds_of_a_run(train):
     flags = ("--config.seeds=1", "--config.baselines=", "--config.cohort=3", "--config.rounds=5")
     flags += ("--config.local.batch_size=13",)  # a program that no other test has compiled
-    before = rounds_program()._cache_size()
+    before = run_rounds._cache_size()
     train("run", *flags)
-    assert rounds_program()._cache_size() == before + 1
+    assert run_rounds._cache_size() == before + 1
 
 
 @pytest.mark.parametrize("method", ["fedrsclip", "local_coop"])
