@@ -38,8 +38,8 @@ class Federation(Engine):
             supply=lambda rows: Dataset(np.stack([view[rows] for view in features.views]), labels[rows]),
             resident=None if streamed else lambda: Dataset(np.stack(features.views), labels),
         )
-        plain_is_there = self._data is not None and len(features.views) == 1
-        plain = self._data if plain_is_there else replicate(self.plan.mesh, Dataset(features.plain[None], labels))
+        plain_is_there = self.data is not None and len(features.views) == 1
+        plain = self.data if plain_is_there else replicate(self.plan.mesh, Dataset(features.plain[None], labels))
         self._plain: Any = plain
 
     def score(self, complete: bool = True) -> dict[str, Any]:

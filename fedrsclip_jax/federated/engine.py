@@ -30,7 +30,7 @@ from fedrsclip_jax.federated.mesh import (
     spread,
 )
 from fedrsclip_jax.federated.population import Population
-from fedrsclip_jax.federated.round import RoundPlan, run_rounds, traffic
+from fedrsclip_jax.federated.round import Outcome, RoundPlan, run_rounds, traffic
 from fedrsclip_jax.federated.window import Planner, Supply, Window
 
 PATIENCE = 1.0  # seconds a dispatch should take: long against its overhead, short for whoever watches or interrupts
@@ -73,6 +73,13 @@ class Diverged(InputError):
         self.before = before
 
 
+def next_pace(pace: int, spent: float, room: int) -> int:
+    """Rounds of the next dispatch, when one of `pace` rounds has taken so many seconds."""
+    if spent < PATIENCE:
+        return min(2 * pace, room)
+    return max(pace // 2, 1) if spent > 2 * PATIENCE else pace
+
+
 class Engine:
     """A federation of any method; the state changes by `advance` and `restore`.
 
@@ -80,6 +87,8 @@ class Engine:
       server: what the server keeps, replicated over the devices.
       plan: what is fixed at compile time.
       traffic: what a client sends in a round.
+      data: all training images, on the devices; None where those of each dispatch's clients are sent.
+      hyper, key: of the run, on the devices.
     """
 
     def __init__(
@@ -105,10 +114,10 @@ class Engine:
         mesh = make_mesh(config.spmd.devices)
         server_plan = ServerPlan.of(config)
         self.server: Server = replicate(mesh, start_server(server_plan, shared))
-        self.backbone, self.hyper, self._key = replicate(
+        self.backbone, self.hyper, self.key = replicate(
             mesh, (backbone, Hyper.of(config), jax.random.fold_in(jax.random.key(config.seed), ROUNDS))
         )
-        self._data = None if resident is None else replicate(mesh, resident())
+        self.data = None if resident is None else replicate(mesh, resident())
         local, spmd = LocalPlan.of(config), config.spmd
         streamed, limit = resident is None, memory_limit(mesh)
         allowed = PRIVATE_BYTES if limit is None else int(PRIVATE_SHARE * limit)
@@ -158,9 +167,7 @@ class Engine:
           Diverged: prompts or loss are no longer finite; the state is then that of the last sound round.
         """
         began = time.perf_counter()
-        if self._window is None or self._window.first != first:
-            self._window = self._planner.prepare(first, min(most, self._pace))
-        window = self._window
+        window = self.window(first, min(most, self._pace))
         rounds = min(most, self._pace, len(window.cohorts))
         private = self._board(window.ids)
         arguments = self._arguments(window, private, rounds)
@@ -170,17 +177,34 @@ class Engine:
         left = self.config.rounds - (first + rounds - 1)
         self._window = self._planner.prepare(first + rounds, min(left, 2 * self._pace)) if left > 0 else None
         outcome = fetch(outcome)
+        spent = time.perf_counter() - began
+        if self._planner.room > 1:
+            spent = distributed.exchange(spent)[0]  # every process has to keep the same pace
+        self._pace = next_pace(self._pace, spent, self._planner.room)
+        return self.settle(window, private, outcome, rounds, spent)
+
+    def window(self, first: int, rounds: int) -> Window:
+        """What rounds from `first` on need; that of the next dispatch may be ready."""
+        if self._window is None or self._window.first != first:
+            self._window = self._planner.prepare(first, rounds)
+        return self._window
+
+    def settle(self, window: Window, private: PyTree, outcome: Outcome, rounds: int, spent: float) -> list[Done]:
+        """Enters what came back from the devices; `server` is set already.
+
+        Args:
+          private: variables of the window's clients after its rounds, on the devices.
+          outcome: on the host.
+          rounds: of the dispatch.
+          spent: seconds on it.
+
+        Raises:
+          Diverged: as `advance`.
+        """
         sound = int(np.argmin([*outcome.sound[:rounds], False]))
         took_part = np.isin(window.ids, window.cohorts[:sound]) & (window.ids >= 0)
         self._unsettled = took_part if self._unsettled is None else took_part | self._unsettled
         self._aboard = (window.ids, private)
-        spent = time.perf_counter() - began
-        if self._planner.room > 1:
-            spent = distributed.exchange(spent)[0]  # every process has to keep the same pace
-        if spent < PATIENCE:
-            self._pace = min(2 * self._pace, self._planner.room)
-        elif spent > 2 * PATIENCE:
-            self._pace = max(self._pace // 2, 1)
         done = []
         for index in range(sound):
             cohort, refused = window.cohorts[index], outcome.refused[index]
@@ -197,7 +221,7 @@ class Engine:
             )
         if sound < rounds:
             raise Diverged(
-                f"round {first + sound}: prompts or loss are no longer finite; lower local.learning_rate = "
+                f"round {window.first + sound}: prompts or loss are no longer finite; lower local.learning_rate = "
                 f"{self.config.local.learning_rate}",
                 done,
             )
@@ -242,10 +266,10 @@ class Engine:
             private,
             window.members,
             window.schedule,
-            self._data if window.data is None else window.data,
+            self.data if window.data is None else window.data,
             self.backbone,
             self.hyper,
-            self._key,
+            self.key,
             *replicate(self.plan.mesh, (np.int32(window.first), np.int32(rounds))),
         )
 

@@ -6,6 +6,7 @@ Nothing else crosses between devices, and private variables never leave theirs. 
 one dispatch, so that nothing waits for the host between them.
 """
 
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -40,6 +41,7 @@ class RoundPlan(NamedTuple):
       cohort: clients of a round.
       ordered: whether changes are added in the order of the cohort, whatever device they come from.
       streamed: whether a device holds the images of its own clients only.
+      runs: name of the mesh's axis of runs, where the program is of several runs side by side; see `together`.
     """
 
     graph: Any
@@ -49,6 +51,7 @@ class RoundPlan(NamedTuple):
     cohort: int
     ordered: bool = False
     streamed: bool = False
+    runs: str | None = None
 
 
 class Schedule(NamedTuple):
@@ -122,64 +125,9 @@ def run_rounds(
     Returns:
       The server after the last round, the private variables in the same places, and what to report.
     """
-
-    def on_device(server, private, members, schedule, data, backbone, hyper, key, first, rounds):
-        room, slots = schedule.slots.shape
-
-        def one_round(state):
-            number, server, private, _, outcome = state
-            now = jax.tree.map(lambda table: table[number], schedule)
-            # Differentiating a replicated value inside shard_map would insert a hidden psum, and every client would
-            # train on the sum of all devices' gradients. As varying values the shared prompts are each device's own.
-            shared = jax.tree.map(_varying, server.shared)
-            client = Client(plan.graph, plan.local, shared, data, backbone, hyper)
-            chosen = jnp.maximum(now.slots, 0)
-            mine, before = jax.tree.map(lambda leaf: leaf[chosen], (members, private))
-            trained = _train(client, before, mine, now, jax.random.fold_in(key, first + number))
-
-            deltas = jax.vmap(client.delta)(trained)
-            finite = _finite((deltas, trained.prompts[1], trained.sums))
-            counted = now.answering & finite
-            refused = now.answering & ~finite
-            weights = jnp.where(counted, mine.counts, 0).astype(jnp.float32)
-            total = _reduce(plan, deltas, weights, trained.sums, counted, refused, now.places)
-            after = step_server(plan.server, hyper.server_learning_rate, server, total.change)
-            # A round in which nobody answered changes nothing, an optimiser's momentum neither.
-            sound = _finite((after, total.weight), axes=0) & ((total.weight > 0) | (total.refused == 0))
-            server = jax.tree.map(lambda new, old: jnp.where(sound & (total.weight > 0), new, old), after, server)
-            stays = counted & sound
-            kept = jax.tree.map(lambda new, old: jnp.where(by_row(stays, new), new, old), trained.prompts[1], before)
-            # Padding goes nowhere: its row is out of range.
-            target = jnp.where(now.slots < 0, members.counts.shape[0], now.slots)
-            private = jax.tree.map(lambda leaf, own: leaf.at[target].set(own, mode="drop"), private, kept)
-            images = total.sums["images"]
-            figures = {name: value / jnp.maximum(images, 1.0) for name, value in total.sums.items()} | {
-                "images": images
-            }
-            outcome = Outcome(
-                {name: table.at[number].set(figures[name]) for name, table in outcome.figures.items()},
-                outcome.sound.at[number].set(sound),
-                outcome.refused.at[number].set(refused),
-            )
-            return number + 1, server, private, sound, outcome
-
-        names = jax.eval_shape(
-            lambda: Client(plan.graph, plan.local, server.shared, data, backbone, hyper).start(
-                jax.tree.map(lambda leaf: leaf[0], private)
-            )
-        ).sums
-        outcome = Outcome(
-            {name: jnp.zeros(room) for name in names},
-            jnp.zeros(room, bool),
-            _varying(jnp.zeros((room, slots), bool)),
-        )
-        state = (jnp.zeros((), jnp.int32), server, private, jnp.ones((), bool), outcome)
-        _, server, private, _, outcome = jax.lax.while_loop(lambda s: (s[0] < rounds) & s[3], one_round, state)
-        return server, private, outcome
-
     images, report = (SPLIT_BY_ROUND, SPLIT), (SAME, SAME, SPLIT_BY_ROUND)
     mapped = jax.shard_map(
-        on_device,
+        partial(rounds_on_device, plan),
         mesh=plan.mesh,
         in_specs=(
             SAME,
@@ -192,6 +140,80 @@ def run_rounds(
         out_specs=(SAME, SPLIT, Outcome._make(report)),
     )
     return mapped(server, private, members, schedule, data, backbone, hyper, key, first, rounds)
+
+
+def rounds_on_device(
+    plan: RoundPlan,
+    server: Server,
+    private: PyTree,
+    members: Members,
+    schedule: Schedule,
+    data: Dataset,
+    backbone: Backbone,
+    hyper: Hyper,
+    key: PRNGKeyArray,
+    first: Int[Array, ""],
+    rounds: Int[Array, ""],
+) -> tuple[Server, PyTree, Outcome]:
+    """What one device does in `run_rounds`, on its part of each argument; for `shard_map` over the axis of clients."""
+    room, slots = schedule.slots.shape
+    varying = partial(_varying, axes=(AXIS, plan.runs))
+
+    def one_round(state):
+        number, server, private, alive, outcome = state
+        now = jax.tree.map(lambda table: table[number], schedule)
+        # Differentiating a replicated value inside shard_map would insert a hidden psum, and every client would
+        # train on the sum of all devices' gradients. As varying values the shared prompts are each device's own.
+        shared = jax.tree.map(varying, server.shared)
+        client = Client(plan.graph, plan.local, shared, data, backbone, hyper)
+        chosen = jnp.maximum(now.slots, 0)
+        mine, before = jax.tree.map(lambda leaf: leaf[chosen], (members, private))
+        trained = _train(plan, client, before, mine, now, jax.random.fold_in(key, first + number))
+
+        deltas = jax.vmap(client.delta)(trained)
+        finite = _finite((deltas, trained.prompts[1], trained.sums))
+        counted = now.answering & finite
+        refused = now.answering & ~finite
+        weights = jnp.where(counted, mine.counts, 0).astype(jnp.float32)
+        total = _reduce(plan, deltas, weights, trained.sums, counted, refused, now.places)
+        after = step_server(plan.server, hyper.server_learning_rate, server, total.change)
+        # A round in which nobody answered changes nothing, an optimiser's momentum neither.
+        sound = alive & _finite((after, total.weight), axes=0) & ((total.weight > 0) | (total.refused == 0))
+        server = jax.tree.map(lambda new, old: jnp.where(sound & (total.weight > 0), new, old), after, server)
+        stays = counted & sound
+        kept = jax.tree.map(lambda new, old: jnp.where(by_row(stays, new), new, old), trained.prompts[1], before)
+        # Padding goes nowhere: its row is out of range.
+        target = jnp.where(now.slots < 0, members.counts.shape[0], now.slots)
+        private = jax.tree.map(lambda leaf, own: leaf.at[target].set(own, mode="drop"), private, kept)
+        images = total.sums["images"]
+        figures = {name: value / jnp.maximum(images, 1.0) for name, value in total.sums.items()} | {"images": images}
+        outcome = Outcome(
+            {name: table.at[number].set(figures[name]) for name, table in outcome.figures.items()},
+            outcome.sound.at[number].set(sound),
+            outcome.refused.at[number].set(refused),
+        )
+        return number + 1, server, private, sound, outcome
+
+    names = jax.eval_shape(
+        lambda: Client(plan.graph, plan.local, server.shared, data, backbone, hyper).start(
+            jax.tree.map(lambda leaf: leaf[0], private)
+        )
+    ).sums
+    of_run = partial(_varying, axes=(plan.runs,))
+    outcome = Outcome(
+        {name: of_run(jnp.zeros(room)) for name in names},
+        of_run(jnp.zeros(room, bool)),
+        varying(jnp.zeros((room, slots), bool)),
+    )
+    state = (jnp.zeros((), jnp.int32), server, private, of_run(jnp.ones((), bool)), outcome)
+
+    def goes_on(state):
+        # Of several runs one that is no longer sound stands still, and the others go on.
+        number, _, _, alive, _ = state
+        return (number < rounds) & alive if plan.runs is None else number < rounds
+
+    _, server, private, _, outcome = jax.lax.while_loop(goes_on, one_round, state)
+    return server, private, outcome
 
 
 def traffic(shared: PyTree) -> Traffic:
@@ -216,15 +238,18 @@ class _Total(NamedTuple):
     refused: Float[Array, ""]
 
 
-def _train(client: Client, private: PyTree, members: Members, now: Schedule, key: PRNGKeyArray) -> Training:
+def _train(
+    plan: RoundPlan, client: Client, private: PyTree, members: Members, now: Schedule, key: PRNGKeyArray
+) -> Training:
     """Trains the clients of a device by the timetable of a round."""
     briefs = jax.vmap(client.brief, in_axes=(0, None))(members, key)
     slots, lanes = now.slots.shape[0], now.turns.shape[1]
-    if lanes == 1:
+    varying = partial(_varying, axes=(AXIS, plan.runs))
+    if lanes == 1 and plan.runs is None:
         # Whoever is alone works to the end; what it carries need not wait in a table between its turns.
         def alone(arguments):
             brief, private, count = arguments
-            start = jax.tree.map(_varying, client.start(private))
+            start = jax.tree.map(varying, client.start(private))
             return jax.lax.fori_loop(0, client.plan.steps(count), lambda _, state: client.step(state, brief), start)
 
         return jax.lax.map(alone, (briefs, private, jnp.where(now.slots < 0, 0, members.counts)))
@@ -236,7 +261,7 @@ def _train(client: Client, private: PyTree, members: Members, now: Schedule, key
         target = jnp.where(at < 0, slots, at)  # an idle lane's work goes nowhere
         return jax.tree.map(lambda table, rows: table.at[target].set(rows, mode="drop"), states, new)
 
-    states = jax.tree.map(_varying, jax.vmap(client.start, axis_size=slots)(private))
+    states = jax.tree.map(varying, jax.vmap(client.start, axis_size=slots)(private))
     return jax.lax.fori_loop(0, now.length[0], turn, states)
 
 
@@ -272,12 +297,15 @@ def _reduce(plan: RoundPlan, deltas, weights, sums, counted, refused, places) ->
     )
 
 
-def _varying(x: Array) -> Array:
-    """A value that each device is free to change, as the carry of a loop over its own clients must be."""
-    try:
-        return jax.lax.pcast(x, AXIS, to="varying")
-    except ValueError:  # it varies already, which JAX versions tell in different ways
-        return x
+def _varying(x: Array, axes: tuple[str | None, ...]) -> Array:
+    """A value that each device along some axes is free to change, as the carry of a loop over its own clients must be.
+
+    An axis of None is none.
+    """
+    for axis in filter(None, axes):
+        with suppress(ValueError):  # it varies already, which JAX versions tell in different ways
+            x = jax.lax.pcast(x, axis, to="varying")
+    return x
 
 
 def _finite(tree: PyTree, axes: int = 1) -> Bool[Array, "..."]:

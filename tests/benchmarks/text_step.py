@@ -174,7 +174,9 @@ def main() -> None:
         data = Dataset(np.tile(batch.features, (1, arguments.clients, 1)), np.tile(batch.labels, arguments.clients))
         calls, compiling, longest = {}, {}, max(arguments.contexts)
         cases = [(method, context, arguments.lanes) for method in arguments.methods for context in arguments.contexts]
-        for case in dict.fromkeys([*cases, (arguments.methods[0], longest, 1)]):
+        if classes == arguments.classes[0]:
+            cases = [*dict.fromkeys([*cases, (arguments.methods[0], longest, 1)])]
+        for case in cases:
             method, context, lanes = case
             calls[case], compiling[case] = our_rounds(
                 method, context, backbone, data, arguments.clients, arguments.steps, lanes
