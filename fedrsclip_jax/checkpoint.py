@@ -5,13 +5,14 @@ written. What lies on disk may be damaged later all the same: each carries the s
 does not read as it was written is passed over for the newest that does.
 """
 
+import errno
 import functools
 import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,18 @@ from fedrsclip_jax.errors import DISK_REFUSALS, InputError
 from fedrsclip_jax.federated.aggregate import Server
 from fedrsclip_jax.federated.population import Population
 
-FOLDER, BEST = "checkpoints", "best"
+FOLDER, BEST, DAMAGED = "checkpoints", "best", "damaged"
+# What a system answers whose fault it is, and not the checkpoint's.
+_PASSING = {
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ESTALE,
+    errno.EIO,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ETIMEDOUT,
+}
 _STATE, _RECORD = "state", "record"
 _log = logging.getLogger(__name__)
 
@@ -47,9 +59,16 @@ class Saved(NamedTuple):
     record: dict[str, Any]
 
     def server(self, like: Server) -> Server:
-        """The server's state, on the host, in the structure of one like it."""
-        trees = zip(like, (self.shared, self.optimizer), strict=True)
-        return Server(*(jax.tree.unflatten(jax.tree.structure(tree), leaves) for tree, leaves in trees))
+        """The server's state, on the host, in the structure of one like it.
+
+        Raises:
+          InputError: it is of another structure.
+        """
+        made = []
+        for tree, leaves in zip(like, (self.shared, self.optimizer), strict=True):
+            check_fits(jax.tree.leaves(tree), leaves)
+            made.append(jax.tree.unflatten(jax.tree.structure(tree), leaves))
+        return Server(*made)
 
 
 class Checkpoints:
@@ -57,11 +76,11 @@ class Checkpoints:
 
     Args:
       workdir: of the run.
-      keep: how many are kept, the newest.
+      keep: how many are kept, the newest; None keeps all until `delete_but`.
       folder: of `workdir`: `FOLDER`, or `BEST` for the one that scored best.
     """
 
-    def __init__(self, workdir: Path, keep: int = 1, folder: str = FOLDER):
+    def __init__(self, workdir: Path, keep: int | None = 1, folder: str = FOLDER):
         self.folder, self._keep = (workdir / folder).absolute(), keep
         self._owned = False  # or what another process is just saving would be cleared away
 
@@ -95,8 +114,14 @@ class Checkpoints:
         return ocp.CheckpointManager(self.folder, options=options)
 
     def rounds(self) -> list[int]:
-        """After which rounds there is a checkpoint, ascending; damaged ones count."""
+        """After which rounds there is a checkpoint, ascending; damaged ones count.
+
+        Raises:
+          InputError: a file stands in the folder's place.
+        """
         if not self.folder.is_dir():
+            if self.folder.exists():
+                raise InputError(f"{self.folder} is a file, and checkpoints are to go there; move it away")
             return []
         self._manager.reload()  # after a save that failed it does not know any more what it has
         return sorted(self._manager.all_steps())
@@ -163,27 +188,37 @@ class Checkpoints:
             "another version; delete the folder to start anew"
         )
 
-    def resume(self) -> Saved | None:
-        """The newest sound checkpoint, from which a run goes on; None where none was saved.
-
-        Damaged ones after it are deleted, so that their rounds can be saved again.
+    def newest(self) -> Saved | None:
+        """The newest sound checkpoint; None where none was saved. Nothing is changed.
 
         Raises:
           InputError: there are checkpoints, and none of them can be read.
         """
         self._owned = distributed.first()
-        if not self.rounds():
-            return None
-        saved = self.restore()
-        self.delete_after(saved.round)
-        return saved
+        return self.restore() if self.rounds() else None
 
-    def delete_after(self, number: int) -> None:
-        """Deletes those after a round."""
-        self._owned = distributed.first()
-        for later in self.rounds():
-            if later > number and self._owned:
-                self._manager.delete(later)
+    def go_on_after(self, number: int) -> None:
+        """Makes way for the rounds after `number`: what was saved after it is set aside, as it is damaged."""
+        if not distributed.first():
+            return
+        self._owned = True
+        for later in [later for later in self.rounds() if later > number]:
+            aside = self.folder.with_name(DAMAGED) / f"{self.folder.name}-{later}"
+            with self._writing():
+                aside.parent.mkdir(exist_ok=True)
+                shutil.rmtree(aside, ignore_errors=True)
+                (self.folder / str(later)).rename(aside)
+            _log.warning("checkpoint %d was moved to %s", later, aside)
+            self._manager.reload()
+
+    def delete_but(self, number: int | None) -> None:
+        """Deletes all but the one of a round."""
+        if not distributed.first():
+            return
+        self._owned = True
+        for other in self.rounds():
+            if other != number:
+                self._manager.delete(other)
 
     def _read(self, number: int) -> Saved:
         try:
@@ -193,7 +228,14 @@ class Checkpoints:
             )
             state, written = found[_STATE], found[_RECORD]
             sound = _digest(state, written["record"]) == written["sha256"]
+        except MemoryError:
+            raise
         except Exception as error:  # whatever a library makes of files that are cut off or gone
+            if isinstance(error, OSError) and error.errno in _PASSING:
+                raise InputError(
+                    f"checkpoint {number} in {self.folder} cannot be read now ({error.strerror}); mend that, and run "
+                    "the same command again: nothing is lost"
+                ) from error
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise _Damaged(f"checkpoint {number} in {self.folder} cannot be read ({reason})") from error
         if not sound:
@@ -219,6 +261,20 @@ class Checkpoints:
                 f"{self.folder}: a checkpoint cannot be written ({reason}{free}); make room, and the same command "
                 "goes on from the last one that could"
             ) from error
+
+
+def check_fits(expected: Sequence[Any], saved: Sequence[Any]) -> None:
+    """Refuses saved arrays that are not like those of the present run.
+
+    Raises:
+      InputError: their number, a shape or a type differs.
+    """
+    ours, theirs = ([(np.shape(leaf), str(leaf.dtype)) for leaf in leaves] for leaves in (expected, saved))
+    if ours != theirs:
+        raise InputError(
+            f"the checkpoint holds arrays {theirs or 'of nothing'} where this run has {ours or 'none'}; what changes "
+            "them cannot be changed within a run: start a new one in another folder, with init_from=run:FOLDER"
+        )
 
 
 class _Damaged(Exception):

@@ -5,6 +5,7 @@ Exit codes: 0 all is well, 1 a result that fails its check, 2 bad input (one lin
 """
 
 import argparse
+import errno
 import shlex
 import sys
 import time
@@ -48,16 +49,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(str(error))
         return 2 if isinstance(error, InputError) else 1
     except OSError as error:
-        if debug or error.errno not in DISK_REFUSALS:
+        if debug or not (error.filename or error.errno in DISK_REFUSALS):
             raise
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = "make room" if full else "give one that can be read and written"
         _say(
-            f"{error.filename or 'a file'} cannot be written ({error.strerror}); make room or name another folder, and "
-            "run the same command again: what was saved is kept"
+            f"{error.filename or 'a file'} cannot be used ({error.strerror}); {remedy}, and run the same command again "
+            "(what was saved is kept)"
         )
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         _say("interrupted")
-        return 130
+        return interrupt.args[0] if interrupt.args else 130
     return 0
 
 

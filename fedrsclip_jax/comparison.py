@@ -79,35 +79,38 @@ def compare(
     with workdir.claim(folder) as dead:
         if dead:
             progress.say(f"{folder}: taken over from {dead}, which is dead")
+        rows = [(seed, name) for seed in range(config.seed, config.seed + config.seeds) for name in reversed(names)]
+        runs = [_row(config, folder, *row) for row in rows]
+        known = {"backbone": task.digest, "data": fingerprint(task.source), "initial_prompts": prompts.digest}
+        with distributed.together():  # before the images are encoded, too
+            for alone, own in runs:
+                experiment.check_earlier(alone, own, known, allowed)
         began = time.perf_counter()
         features = encode_images(config, task, progress, interrupt)
         encode_seconds = time.perf_counter() - began
 
         summaries: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-        for seed in range(config.seed, config.seed + config.seeds):
-            for name in reversed(names):
-                alone = dataclasses.replace(
-                    config, seed=seed, seeds=1, baselines=(), method=dataclasses.replace(config.method, name=name)
-                )
-                first = name == config.method.name and seed == config.seed
-                own = folder if first else folder / "compared" / f"{name}-seed{seed}"
-                summary = experiment.run(
-                    alone,
-                    task,
-                    features,
-                    own,
-                    progress,
-                    interrupt,
-                    allowed=allowed,
-                    encode_seconds=encode_seconds,
-                )
-                summaries[name].append(summary)
-                if distributed.first():
-                    write_report(own)
-                encode_seconds = 0.0  # it was spent once
+        for number, (alone, own) in enumerate(runs):
+            if number and (stops := max(distributed.exchange(interrupt.exit_code))):
+                interrupt.leave(f"{number} of {len(runs)} runs are done", stops)
+            summary = experiment.run(
+                alone, task, features, own, progress, interrupt, allowed=allowed, encode_seconds=encode_seconds
+            )
+            summaries[alone.method.name].append(summary)
+            if distributed.first():
+                write_report(own)
+            encode_seconds = 0.0  # it was spent once
         result = {"config": to_dict(config), **tabulate(summaries, config.method.name)}
         write_json(folder / "comparison.json", result)
         return result
+
+
+def _row(config: Config, folder: Path, seed: int, name: str) -> tuple[Config, Path]:
+    """The configuration and the folder of one run of the comparison."""
+    method = dataclasses.replace(config.method, name=name)
+    alone = dataclasses.replace(config, seed=seed, seeds=1, baselines=(), method=method)
+    first = name == config.method.name and seed == config.seed
+    return alone, folder if first else folder / "compared" / f"{name}-seed{seed}"
 
 
 def tabulate(summaries: dict[str, list[dict[str, Any]]], method: str) -> dict[str, Any]:

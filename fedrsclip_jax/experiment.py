@@ -64,33 +64,53 @@ def run(
             "partition": clients.digest(),
             "initial_prompts": prompts.digest,
         }
-        finished = _earlier_start(config, folder, identity, allowed)
-    if finished is not None and finished["rounds"] == config.rounds:
+        finished = check_earlier(config, folder, identity, allowed)
+    if finished is not None:
         progress.say(f"{title}: finished before")
         return finished
     building: dict[str, float] = {"compile": 0.0, "start": 0.0}
     with compilation.measure(building, "start"):  # how many lanes fit is found out by compiling
         federation = Federation(config, task, features, clients, prompts)
 
-    with Checkpoints(folder, config.checkpoint.keep) as checkpoints, Checkpoints(folder, folder=BEST) as best:
+    with Checkpoints(folder, config.checkpoint.keep) as checkpoints, Checkpoints(folder, None, BEST) as best:
         with distributed.together():
-            saved = checkpoints.resume()
-            best.delete_after(saved.round if saved else 0)
+            saved = checkpoints.newest()
             ledger = _opened(saved, config, identity, allowed)
-            make_folder(folder)
+            if saved:
+                federation.restore(saved.server(federation.server), saved.population)
         distributed.check_same({"checkpoint": str(ledger.round)})
+        with distributed.together():  # nothing is refused any more
+            checkpoints.go_on_after(ledger.round)
+            best.delete_but(ledger.best)
+            make_folder(folder)
+            ledger.seconds["encode"] += encode_seconds
+            ledger.seconds["compile"] += building["compile"]
+            _write_start(config, folder, identity, federation, prompts, ledger)
         if saved:
-            federation.restore(saved.server(federation.server), saved.population)
             progress.say(f"{title}: goes on after round {ledger.round}")
-        ledger.seconds["encode"] += encode_seconds
-        ledger.seconds["compile"] += building["compile"]
-        _write_start(config, folder, federation, prompts, ledger)
         zero_shot = score_zero_shot(features.plain, task.labels, clients, federation.scored, federation.backbone)
         scores: dict[str, Any] = {}
 
         def save(to: Checkpoints) -> None:
             record = {"config": configuration.to_dict(config), "identity": identity, "ledger": ledger.to_dict()}
-            to.save(ledger.round, federation.server, federation.population, record)
+            with distributed.together():
+                to.save(ledger.round, federation.server, federation.population, record)
+                if to is checkpoints and len(best.rounds()) > 1:
+                    checkpoints.wait()  # once one is on disk that knows of the best, the others can go
+                    best.delete_but(ledger.best)
+
+        def evaluate(complete: bool) -> dict[str, Any]:
+            with compilation.measure(ledger.seconds, "evaluate"):
+                found = federation.score(complete=complete)
+            if not ledger.has_line:
+                ledger.write_line(_brief(found))
+                with distributed.together():
+                    _write_lines(folder, ledger)
+                if config.eval.split == "validation" and ledger.best == ledger.round:
+                    save(best)
+                    with distributed.together():
+                        best.wait()  # a checkpoint that knows of a best one finds it on disk
+            return found
 
         with progress.track(title, config.rounds, unit="rounds") as bar:
             while ledger.round < config.rounds:
@@ -117,23 +137,19 @@ def run(
                 )
                 last = ledger.round == config.rounds
                 if last or ledger.round % config.eval.every == 0:
-                    with compilation.measure(ledger.seconds, "evaluate"):
-                        scores = federation.score(complete=last)
-                    ledger.write_line(done.figures, _brief(scores))
-                    _write_lines(folder, ledger)
-                    if config.eval.split == "validation" and ledger.best == ledger.round:
-                        save(best)
-                        best.wait()  # a checkpoint that knows of a best one finds it on disk
+                    scores = evaluate(complete=last)
                 stops = max(distributed.exchange(interrupt.exit_code))
                 if last or stops or (config.checkpoint.every and ledger.round % config.checkpoint.every == 0):
                     save(checkpoints)
                 if stops and not last:
-                    checkpoints.wait()
+                    with distributed.together():
+                        checkpoints.wait()
                     interrupt.leave(f"{title}: saved after round {ledger.round} of {config.rounds}", stops)
 
-        if not scores:  # the run was left between its last round and its summary
-            with compilation.measure(ledger.seconds, "evaluate"):
-                scores = federation.score()
+        if not scores:  # the run was left between its last round and its summary, or was to go further once
+            scores = evaluate(complete=True)
+        with distributed.together():
+            checkpoints.wait()
     summary = {
         "method": config.method.name,
         "backbone": config.backbone,
@@ -162,29 +178,40 @@ def run(
         "processes": jax.process_count(),
         "clients_per_device": federation.lanes,
         "state_sha256": federation.digest(),
-        "backbone_sha256": task.digest,
-        "partition_sha256": clients.digest(),
-        "initial_prompts_sha256": prompts.digest,
+        **{f"{name}_sha256": digest for name, digest in identity.items()},
         "config_sha256": configuration.digest(config),
     }
-    write_json(folder / "summary.json", summary)
+    with distributed.together():
+        write_json(folder / "summary.json", summary)
     return summary
 
 
-def _earlier_start(
+def check_earlier(
     config: Config, folder: Path, identity: dict[str, str], allowed: Sequence[str]
 ) -> dict[str, Any] | None:
-    """The summary of an earlier start of this run, if that came to its end.
+    """The summary of an earlier start of this run, if that came to the end that this one is to come to.
+
+    Args:
+      identity: digests by name, or as many as are known yet.
 
     Raises:
-      InputError: the folder holds another run.
+      InputError: the folder holds another run, or this one finished with something that is to be changed.
     """
     if not (folder / "config.json").is_file():
         return None
-    summary = read_json(folder / "summary.json") if (folder / "summary.json").is_file() else None
-    # What a summary does not say, the checkpoint does; see `_opened`.
-    digests = {name: ((summary or {}).get(f"{name}_sha256", digest), digest) for name, digest in identity.items()}
-    workdir.check_same(read_json(folder / "config.json"), configuration.to_dict(config), digests, allowed)
+    was = read_json(folder / "identity.json", *identity) if (folder / "identity.json").is_file() else {}
+    digests = {name: (was.get(name, digest), digest) for name, digest in identity.items()}
+    changed = workdir.check_same(read_json(folder / "config.json"), configuration.to_dict(config), digests, allowed)
+    if not (folder / "summary.json").is_file():
+        return None
+    summary = read_json(folder / "summary.json", "rounds", "seed", "split", "personalised", "global", "zero_shot")
+    if summary["rounds"] != config.rounds:
+        return None
+    if changed:
+        raise InputError(
+            f"--allow-changed={','.join(changed)}: the run in {folder} is finished, and what it found is not of these "
+            f"settings; set rounds to more than {config.rounds} to go on with them, or name a new folder"
+        )
     return summary
 
 
@@ -207,9 +234,17 @@ def _opened(saved: Saved | None, config: Config, identity: dict[str, str], allow
     return Ledger.of(was["ledger"])
 
 
-def _write_start(config: Config, folder: Path, federation: Federation, prompts: Prompts, ledger: Ledger) -> None:
+def _write_start(
+    config: Config,
+    folder: Path,
+    identity: dict[str, str],
+    federation: Federation,
+    prompts: Prompts,
+    ledger: Ledger,
+) -> None:
     """What a run's folder holds from the first round on."""
     write_json(folder / "config.json", configuration.to_dict(config))
+    write_json(folder / "identity.json", identity)
     keep(prompts, folder)
     if distributed.first():
         federation.clients.save(folder / "partition.npz")
@@ -220,7 +255,8 @@ def _write_start(config: Config, folder: Path, federation: Federation, prompts: 
 def _take_back_start(folder: Path) -> None:
     """Leaves nothing of a run that has no sound round, so that it may be tried again in the same place."""
     if distributed.first():
-        for name in ("config.json", KEPT, "partition.npz", "metrics.jsonl"):
+        # What says that there is a run goes last: cut off before, this is gone on with.
+        for name in (KEPT, "partition.npz", "metrics.jsonl", "identity.json", "config.json"):
             (folder / name).unlink(missing_ok=True)
 
 

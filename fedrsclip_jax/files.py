@@ -2,11 +2,17 @@
 
 import json
 import os
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fedrsclip_jax import distributed
 from fedrsclip_jax.errors import InputError
+
+PARTIAL = ".partial."  # how files begin that are not written yet; a kill leaves them behind
+_UMASK = os.umask(0o22)
+os.umask(_UMASK)
 
 
 def check_new(workdir: Path) -> None:
@@ -36,25 +42,49 @@ def make_folder(folder: Path, flag: str = "--workdir") -> None:
         raise InputError(f"{flag}: {folder} cannot be made ({error.strerror}); name a folder elsewhere") from error
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *needed: str) -> dict[str, Any]:
     """What a file of a run's folder holds.
 
+    Args:
+      needed: keys without which it is of no use.
+
     Raises:
-      InputError: it is not JSON.
+      InputError: it cannot be read, is no JSON object, or lacks a key.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"--workdir: {path} cannot be read ({error.strerror}); give the folder of a run") from error
     except ValueError as error:
         raise InputError(f"--workdir: {path} is not JSON ({error}); give the folder of a sound run") from error
+    lacking = [key for key in needed if key not in found] if isinstance(found, dict) else ["keys"]
+    if lacking:
+        raise InputError(f"--workdir: {path} holds no {lacking[0]}; give the folder of a sound run")
+    return found
+
+
+def replace(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Writes a file in one step: readers see the old one or the new one, after a power cut too.
+
+    Args:
+      write: writes the content; interrupted, it leaves nothing.
+    """
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f"{PARTIAL}{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(partial, 0o666 & ~_UMASK)  # temporary files are readable for their owner alone
+        os.replace(partial, path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes beside `path`, then renames: readers see the old file or the new one."""
-    if not distributed.first():
-        return
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    if distributed.first():
+        replace(path, lambda file: file.write(content))
 
 
 def write_text(path: Path, text: str) -> None:

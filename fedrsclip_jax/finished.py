@@ -96,7 +96,7 @@ def open_run(
     config = dataclasses.replace(config, seeds=1, baselines=(), dtype=dtype or config.dtype)
     if not (workdir / "summary.json").is_file():
         raise InputError(f"--workdir: {workdir} holds no summary.json; the run has not finished")
-    summary = read_json(workdir / "summary.json")
+    summary = read_json(workdir / "summary.json", "backbone_sha256", "num_clients", "num_classes", "personalised")
     task = load_task(config, _source(config, summary, images))
     if task.digest != summary["backbone_sha256"]:
         raise InputError(f"backbone: {config.backbone} has other weights than the run had; give the same backbone")

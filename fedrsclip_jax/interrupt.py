@@ -26,10 +26,10 @@ class Stopped(Exception):
 class Interrupt:
     """Watches for SIGINT and SIGTERM in the body of a `with`.
 
-    The first sets `requested`, and the body is to save and leave; the second raises KeyboardInterrupt, as soon as
-    Python runs (a program on the devices is not broken off). Handlers are as before afterwards. Signals that were
-    ignored, as the shell has it for work in the background, stay so. Outside the main thread, where Python allows no
-    handlers, nothing is watched.
+    The first sets `requested`, and the body is to save and leave; the second raises KeyboardInterrupt with the exit
+    code, as soon as Python runs (a program on the devices is not broken off). Handlers are as before afterwards.
+    Signals that were ignored, as the shell has it for work in the background, stay so. Outside the main thread, where
+    Python allows no handlers, nothing is watched.
 
     Attributes:
       quiet: whether a first signal is answered with no line on standard error.
@@ -75,7 +75,7 @@ class Interrupt:
         again = self.requested
         self._signal = signal.Signals(number)
         if again:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(self.exit_code)
         if not self.quiet:
             # Past Python's buffers: the signal may have come amid a line that is being printed.
             with suppress(OSError):

@@ -18,6 +18,7 @@ class Ledger:
       bytes_sent: up, by all clients together.
       silent_rounds: in which no update counted, so that nothing changed.
       wasted: sum over rounds of the share of lane-steps without work.
+      figures: of the last round's loss; None each if nobody answered.
       refused: (round, client) of updates that were not finite, since the last line.
       refused_updates: how many there were in all.
       lines: of `metrics.jsonl`, one an evaluation.
@@ -29,6 +30,7 @@ class Ledger:
     bytes_sent: int = 0
     silent_rounds: int = 0
     wasted: float = 0.0
+    figures: dict[str, float | None] = field(default_factory=dict)
     refused: list[tuple[int, int]] = field(default_factory=list)
     refused_updates: int = 0
     lines: list[dict[str, Any]] = field(default_factory=list)
@@ -44,6 +46,7 @@ class Ledger:
             self.bytes_sent += (done.answered + len(done.refused)) * bytes_per_client
             self.silent_rounds += done.answered == 0
             self.wasted += done.wasted
+            self.figures = dict(done.figures) if done.answered else dict.fromkeys(done.figures)
             self.refused += [(self.round, client) for client in done.refused]
             self.refused_updates += len(done.refused)
 
@@ -52,12 +55,17 @@ class Ledger:
         """The round of the line whose personal models scored best on their clients, the first of equals."""
         return max(self.lines, key=lambda line: line["personalised"]["mean"], default={"round": None})["round"]
 
-    def write_line(self, figures: dict[str, Any], scores: dict[str, Any]) -> None:
+    @property
+    def has_line(self) -> bool:
+        """Whether there is a line for the present round."""
+        return bool(self.lines) and self.lines[-1]["round"] == self.round
+
+    def write_line(self, scores: dict[str, Any]) -> None:
         """A line for an evaluation after the present round: of its losses, of all counts so far, of its scores."""
         self.lines.append(
             {
                 "round": self.round,
-                **figures,
+                **self.figures,
                 "bytes_sent": self.bytes_sent,
                 "silent_rounds": self.silent_rounds,
                 "refused": [{"round": number, "client": client} for number, client in self.refused],

@@ -26,7 +26,7 @@ except ImportError:  # not a POSIX system
     fcntl = None
 
 FILE = ".lock"
-_BOOT = Path("/proc/sys/kernel/random/boot_id")
+_BOOT, _PIDS = Path("/proc/sys/kernel/random/boot_id"), "/proc/self/ns/pid"
 
 # What `flock` answers where a file system has none.
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
@@ -41,19 +41,24 @@ class Holder(NamedTuple):
       since: when it took the lock, local time with the offset to UTC.
       boot: of the machine, a new one each time it starts; empty where the system does not say. Containers have names
         of their own and share it.
+      pids: in which process ids count; containers have their own, and see nothing of each other's.
     """
 
     pid: int
     host: str
     since: str
     boot: str
+    pids: str = ""
 
     @classmethod
     def me(cls) -> "Holder":
-        boot = ""
+        boot = pids = ""
         with suppress(OSError):
             boot = _BOOT.read_text().strip()
-        return cls(os.getpid(), platform.node(), datetime.now().astimezone().isoformat(timespec="seconds"), boot)
+        with suppress(OSError):
+            pids = os.readlink(_PIDS)
+        since = datetime.now().astimezone().isoformat(timespec="seconds")
+        return cls(os.getpid(), platform.node(), since, boot, pids)
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} since {self.since}"
@@ -118,7 +123,7 @@ def _open(path: Path) -> tuple[int, bool]:
 
 def _sign(file: int, created: bool, path: Path) -> tuple[bool, Holder | None]:
     """Locks the file and writes who we are: whether that went well, or is to be tried again, and who was there."""
-    me, locked = Holder.me(), _flock(file)
+    me, locked = Holder.me(), flock(file)
     holder, written = _read(file)
     in_use = f"--workdir: {path.parent} is in use by {holder or 'another process'}"
     if locked is False:
@@ -128,7 +133,7 @@ def _sign(file: int, created: bool, path: Path) -> tuple[bool, Holder | None]:
     if holder is not None and not _same_machine(holder, me):
         raise InputError(f"{in_use}, which cannot be seen from here; if that process is dead, delete {path}")
     if locked is None and not created:
-        if holder is None or _alive(holder.pid):
+        if holder is None or holder.pids != me.pids or _alive(holder.pid):
             raise InputError(f"{in_use}; wait until it ends, name another folder, or delete {path} if it is dead")
         _set_aside(path, written)
         return False, holder
@@ -137,12 +142,12 @@ def _sign(file: int, created: bool, path: Path) -> tuple[bool, Holder | None]:
     return True, holder
 
 
-def _flock(file: int) -> bool | None:
-    """Whether we have the lock now; None where there are no such locks."""
+def flock(file: int, wait: bool = False) -> bool | None:
+    """Whether we have the system's lock on a file now; None where there are no such locks."""
     if fcntl is None:
         return None
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     except OSError as error:
@@ -159,7 +164,7 @@ def _read(file: int) -> tuple[Holder | None, bytes]:
     written = os.pread(file, 4096, 0)
     with suppress(ValueError, TypeError):
         holder = Holder(**json.loads(written))
-        names = (holder.host, holder.since, holder.boot)
+        names = (holder.host, holder.since, holder.boot, holder.pids)
         if isinstance(holder.pid, int) and all(isinstance(name, str) and name.isprintable() for name in names):
             return holder, written
     return None, written

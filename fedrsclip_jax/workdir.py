@@ -7,7 +7,7 @@ from typing import Any
 
 from fedrsclip_jax import distributed, lock
 from fedrsclip_jax.errors import InputError
-from fedrsclip_jax.files import check_can_be_made, make_folder
+from fedrsclip_jax.files import PARTIAL, check_can_be_made, make_folder
 
 # What may change from one start of a run to the next: how far it goes, what is looked at and kept, the machine, and
 # which other runs stand beside it.
@@ -21,7 +21,8 @@ def check(workdir: Path) -> None:
     if not distributed.first():
         return
     if workdir.exists():
-        strange = not workdir.is_dir() or any(path.name != lock.FILE for path in workdir.iterdir())
+        leftovers = (lock.FILE, PARTIAL)  # of a start that was killed before it wrote anything
+        strange = not workdir.is_dir() or any(not path.name.startswith(leftovers) for path in workdir.iterdir())
         if strange and not (workdir / "config.json").is_file():
             raise InputError(
                 f"--workdir: {workdir} is not an empty folder, and holds no run that could go on; name a new one, so "
@@ -56,13 +57,16 @@ def check_same(
     now: Mapping[str, Any],
     digests: Mapping[str, tuple[str | None, str]],
     allowed: Sequence[str],
-) -> None:
+) -> list[str]:
     """Refuses to go on with a run as another one.
 
     Args:
       before, now: configurations, nested as `config.json` holds them.
       digests: by name of what they are of, as the run had it, if it wrote it down, and as it is now.
       allowed: keys and names that may differ nevertheless.
+
+    Returns:
+      What differs and is allowed to.
 
     Raises:
       InputError: something differs that neither `FREE` nor `allowed` lets.
@@ -86,6 +90,7 @@ def check_same(
             f"--workdir holds another run: {'; '.join(differ[key] for key in left)}. Name a new folder, or go on with "
             f"what is changed: --allow-changed={','.join(left)}"
         )
+    return [*differ]
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:

@@ -1,8 +1,11 @@
 """What is saved comes back, and only as many checkpoints are kept as asked for."""
 
+import errno
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from fedrsclip_jax.checkpoint import Checkpoints
@@ -70,7 +73,7 @@ def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(InputError, match="holds no checkpoint"):
         checkpoints.restore()
     with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.resume() is None
+        assert checkpoints.newest() is None
     assert not (tmp_path / "checkpoints").exists(), "who only looks writes nothing"
 
 
@@ -91,7 +94,7 @@ def test_nothing_shared_nobody_drawn_and_many_variables(tmp_path):
         assert jax.tree.leaves(saved.server(server).shared) == []
 
 
-def test_the_newest_sound_one_is_resumed_and_those_after_it_go(state, tmp_path, caplog):
+def test_the_newest_sound_one_is_gone_on_from_and_damaged_ones_are_set_aside(state, tmp_path, caplog):
     with Checkpoints(tmp_path, keep=3) as checkpoints:
         for number in (1, 2, 3):
             checkpoints.save(number, *state)
@@ -101,11 +104,65 @@ def test_the_newest_sound_one_is_resumed_and_those_after_it_go(state, tmp_path, 
     with Checkpoints(tmp_path, keep=3) as checkpoints:
         assert checkpoints.restore().round == 2
         assert checkpoints.rounds() == [1, 2, 3], "looking changes nothing"
-        saved = checkpoints.resume()
+        saved = checkpoints.newest()
         assert saved is not None
         assert saved.round == 2
+        assert checkpoints.rounds() == [1, 2, 3], "nor does asking from where to go on"
+        checkpoints.go_on_after(saved.round)
         assert checkpoints.rounds() == [1, 2]
+        assert (tmp_path / "damaged" / "checkpoints-3").is_dir(), "it may be worth a look"
         checkpoints.save(3, *state)
     assert "checkpoint 3" in caplog.text
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.restore().round == 3
+
+
+def test_what_cannot_be_read_for_the_moment_is_not_taken_for_damaged(state, tmp_path, monkeypatch):
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        checkpoints.save(1, *state)
+        checkpoints.save(2, *state)
+
+    def busy(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with Checkpoints(tmp_path) as checkpoints:
+        with monkeypatch.context() as patch:
+            patch.setattr(ocp.CheckpointManager, "restore", busy)
+            with pytest.raises(InputError, match=r"Too many open files.*nothing is lost"):
+                checkpoints.newest()
+        saved = checkpoints.newest()
+    assert saved is not None
+    assert saved.round == 2
+
+
+def test_all_are_kept_until_all_but_one_are_deleted(state, tmp_path):
+    with Checkpoints(tmp_path, None, "best") as checkpoints:
+        for number in (1, 2, 5):
+            checkpoints.save(number, *state)
+        checkpoints.wait()
+        assert checkpoints.rounds() == [1, 2, 5]
+        checkpoints.delete_but(2)
+        assert checkpoints.rounds() == [2]
+        checkpoints.delete_but(None)
+        assert checkpoints.rounds() == []
+
+
+def test_a_state_of_other_shapes_is_refused(state, tmp_path):
+    server, people = state
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, *state)
+    with Checkpoints(tmp_path) as checkpoints:
+        saved = checkpoints.restore()
+    for other in ({"shared": jnp.zeros((7, 3))}, {}, {"shared": server.shared["shared"], "more": jnp.zeros(2)}):
+        with pytest.raises(InputError, match="cannot be changed within a run"):
+            saved.server(start_server(ServerPlan(), other))
+    other = Population(lambda ids: jnp.zeros((len(ids), 7)), 10)
+    people.scatter(np.asarray([3]), people.gather(np.asarray([3])))
+    with pytest.raises(InputError, match="cannot be changed within a run"):
+        other.restore(people.state())
+
+
+def test_a_file_where_checkpoints_go_is_refused_at_the_start(tmp_path):
+    (tmp_path / "checkpoints").write_text("")
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(InputError, match="is a file"):
+        checkpoints.newest()

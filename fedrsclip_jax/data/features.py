@@ -10,6 +10,7 @@ that lock when its process dies.
 import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import logging
 import os
@@ -23,15 +24,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
-from fedrsclip_jax.data.sources import SKIP_HINT, ImageSource, fingerprint
-from fedrsclip_jax.errors import InputError
+from fedrsclip_jax.data.sources import SKIP_HINT, ImageSource, fingerprint, shrink
+from fedrsclip_jax.errors import DISK_REFUSALS, InputError
+from fedrsclip_jax.files import replace
+from fedrsclip_jax.lock import flock  # where there is none, two processes must not encode the same at once
 
-try:
-    import fcntl
-except ImportError:  # no such locks on Windows: there, two processes must not encode the same at once
-    fcntl = None
-
-_FORMAT = 1  # part of every key: raise it whenever cached features would no longer be the same
+_FORMAT = 2  # part of every key: raise it whenever cached features would no longer be the same
 _FLUSH_EVERY = 4  # batches between two records of progress: what a killed process loses
 _CROP_SCALE = (0.5, 1.0)
 _CROP_RATIO = (3 / 4, 4 / 3)
@@ -157,7 +155,9 @@ class _Job:
             image = self.source.image(i)
         except InputError as error:
             return error
-        return augment(image, np.random.default_rng((self.seed, self.view, i))) if self.view else image
+        if self.view:
+            image = augment(image, np.random.default_rng((self.seed, self.view, i)))
+        return shrink(image)
 
     def batches(self, start: int) -> Generator[tuple[int, list[np.ndarray], np.ndarray], None, None]:
         """First image, pictures and readable flags, by batches; decoded one batch ahead of the encoder."""
@@ -207,7 +207,15 @@ def _entry(cache_dir: Path, identity: dict[str, Any], job: _Job) -> tuple[np.nda
                 if folder.exists():
                     _log.warning("feature cache entry %s is damaged; encoding the images again", folder)
                     shutil.rmtree(folder)
-                _compute(folder, identity, job)
+                try:
+                    _compute(folder, identity, job)
+                except OSError as error:
+                    if error.errno not in DISK_REFUSALS:
+                        raise
+                    raise InputError(
+                        f"the feature cache {cache_dir} cannot be written ({error.strerror}); make room, or set "
+                        "FEDRSCLIP_CACHE to a folder elsewhere; what is encoded is kept"
+                    ) from error
                 found = _open(folder, identity, len(job.source))
                 if found is None:
                     raise RuntimeError(f"feature cache entry {folder} is damaged right after it was written")
@@ -266,9 +274,9 @@ def _compute(folder: Path, identity: dict[str, Any], job: _Job) -> None:
         raise
     assert features is not None
     features.flush()
-    _write(partial / "readable.npy", lambda file: np.save(file, readable))
+    replace(partial / "readable.npy", lambda file: file.write(_npy(readable)))
     record = {"identity": identity, "shape": list(features.shape), "crc32": _checksum(features, readable)}
-    _write(partial / "key.json", lambda file: file.write(json.dumps(record, indent=2).encode()))
+    replace(partial / "key.json", lambda file: file.write(json.dumps(record, indent=2).encode()))
     (partial / "progress.json").unlink(missing_ok=True)
     del features
     os.rename(partial, folder)
@@ -306,19 +314,16 @@ def _resume(partial: Path, identity: dict[str, Any], size: int) -> tuple[np.memm
 def _record(partial: Path, identity: dict[str, Any], features: Any, readable: np.ndarray, done: int) -> None:
     """Notes that the first `done` images are encoded; the rows reach the disk before the note does."""
     features.flush()
-    _write(partial / "readable.npy", lambda file: np.save(file, readable))
+    replace(partial / "readable.npy", lambda file: file.write(_npy(readable)))
     record = {"identity": identity, "done": done, "width": features.shape[1]}
-    _write(partial / "progress.json", lambda file: file.write(json.dumps(record).encode()))
+    replace(partial / "progress.json", lambda file: file.write(json.dumps(record).encode()))
 
 
-def _write(path: Path, write: Callable[[Any], Any]) -> None:
-    """Replaces a file in one step, with its content on the disk before its name."""
-    temporary = path.with_name(path.name + ".new")
-    with open(temporary, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+def _npy(array: np.ndarray) -> bytes:
+    """As `np.save` writes it, which says nothing of the cause where a disk is full."""
+    content = io.BytesIO()
+    np.save(content, array)
+    return content.getvalue()
 
 
 def _digest(identity: dict[str, Any]) -> str:
@@ -335,10 +340,7 @@ def _checksum(features: np.ndarray, readable: np.ndarray) -> int:
 @contextlib.contextmanager
 def _locked(lock: Any, folder: Path) -> Iterator[None]:
     """Holds an entry's lock; waits, and says so, while another process encodes the same."""
-    if fcntl is not None:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _log.warning("waiting for another process, which is encoding the same images to %s", folder)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    if flock(lock.fileno()) is False:
+        _log.warning("waiting for another process, which is encoding the same images to %s", folder)
+        flock(lock.fileno(), wait=True)
     yield  # the lock goes when the file is closed

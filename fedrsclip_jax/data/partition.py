@@ -9,8 +9,6 @@ import dataclasses
 import difflib
 import hashlib
 import math
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import numpy as np
 from jaxtyping import Int, Int32, Int64
 
 from fedrsclip_jax.errors import InputError
+from fedrsclip_jax.files import replace
 
 KINDS = ("iid", "dirichlet", "classes", "domain")
 _STREAM = 0x9A27  # keeps this use of a seed apart from every other
@@ -85,15 +84,7 @@ def save_arrays(path: str | Path, arrays: Mapping[str, Any]) -> None:
     """Writes an npz file, or nothing at all should it be interrupted."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, **arrays)
-        os.chmod(temporary, 0o644)  # temporary files are readable for their owner alone
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    replace(path, lambda file: np.savez(file, **arrays))
 
 
 def load_arrays(path: str | Path, names: Sequence[str]) -> list[np.ndarray]:

@@ -21,6 +21,8 @@ from fedrsclip_jax.errors import InputError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 CLASS_NAMES_FILE = "classnames.txt"
+MOST_PIXELS = 100_000_000  # of a picture: eight are decoded at a time
+SHORT_SIDE = 1024  # pixels that a large picture keeps at least, several times what any CLIP looks at
 SKIP_HINT = "repair or remove it, or skip such images with --config.data.skip_unreadable=True"
 
 # Names that well-known data sets (UC Merced, WHU-RS19) write in one word, where no rule finds the gap.
@@ -86,6 +88,10 @@ def decode(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
 
     try:
         with Image.open(io.BytesIO(data)) as picture:
+            if picture.width * picture.height > MOST_PIXELS:
+                raise ValueError(
+                    f"{picture.width:,} x {picture.height:,} pixels are more than {MOST_PIXELS:,}; cut it into tiles"
+                )
             picture.load()
             if picture.mode.startswith("I") or picture.mode == "F":
                 return _stretch(np.asarray(picture))
@@ -100,11 +106,24 @@ def decode(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
+def shrink(image: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
+    """A large picture by means over blocks of pixels, with `SHORT_SIDE` or more on its short side; others as they are.
+
+    So what waits for the encoder does not grow with the pictures on the disk.
+    """
+    from PIL import Image
+
+    factor = min(image.shape[:2]) // SHORT_SIDE
+    return image if factor < 2 else np.asarray(Image.fromarray(image).reduce(factor))
+
+
 def _stretch(raw: np.ndarray) -> np.ndarray:
     values = np.nan_to_num(raw.astype(np.float64), posinf=0.0, neginf=0.0)
     low, high = np.percentile(values, (2, 98))
-    scaled = np.clip((values - low) / max(high - low, 1e-12), 0.0, 1.0)
-    return np.repeat(np.rint(255 * scaled).astype(np.uint8)[..., None], 3, axis=-1)
+    values -= low
+    values *= 255 / max(high - low, 1e-12)
+    grey = np.rint(np.clip(values, 0.0, 255.0, out=values), out=values).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=-1)
 
 
 class Folder:

@@ -7,6 +7,8 @@ import jax
 import numpy as np
 from jaxtyping import Int, PyTree
 
+from fedrsclip_jax.errors import InputError
+
 
 class Population:
     """Private variables by client number; an untouched client's are its initial draw.
@@ -26,6 +28,7 @@ class Population:
         self._leaves: list[np.ndarray] | None = None
         shapes = jax.eval_shape(draw, np.zeros(1, np.int32))
         self._tree = jax.tree.structure(shapes)
+        self._rows = [(leaf.shape[1:], leaf.dtype) for leaf in jax.tree.leaves(shapes)]
         self.row_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
     @property
@@ -62,11 +65,21 @@ class Population:
         return {"ids": ids, "leaves": {str(i): leaf for i, leaf in enumerate(leaves)}}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes back to what `state` gave; whatever was kept since is forgotten."""
+        """Goes back to what `state` gave; whatever was kept since is forgotten.
+
+        Raises:
+          InputError: that was of clients with other variables.
+        """
         self._row, self._leaves = {}, None
         ids = np.asarray(state["ids"])
         if len(ids):
             leaves = [np.asarray(state["leaves"][str(i)]) for i in range(len(state["leaves"]))]
+            found = [(leaf.shape[1:], leaf.dtype) for leaf in leaves]
+            if found != self._rows:
+                raise InputError(
+                    f"the checkpoint holds private variables {found} where this run has {self._rows}; what changes "
+                    "them cannot be changed within a run: start a new one in another folder, with init_from=run:FOLDER"
+                )
             self.scatter(ids, jax.tree.unflatten(self._tree, leaves))
 
     def _make_room(self, like: list[np.ndarray], needed: int) -> None:

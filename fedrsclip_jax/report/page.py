@@ -73,7 +73,7 @@ def write_report(workdir: Path) -> Path:
             [
                 (
                     str(line["round"]),
-                    f"{line['loss']:.3f}",
+                    "-" if line["loss"] is None else f"{line['loss']:.3f}",
                     *_percents(
                         line["global"]["accuracy"], line["personalised"]["mean"], line["personalised"]["worst_decile"]
                     ),

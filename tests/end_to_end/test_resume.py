@@ -1,5 +1,6 @@
 """A run that is stopped, changed, damaged or fought over, and started again."""
 
+import errno
 import json
 import logging
 import os
@@ -11,11 +12,15 @@ import time
 from pathlib import Path
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from safetensors.numpy import save_file
 
-from fedrsclip_jax import cli
+from fedrsclip_jax import cli, experiment
+from fedrsclip_jax.federation import Federation
+from fedrsclip_jax.interrupt import Interrupt
 from tests.conftest import REPOSITORY
+from tests.end_to_end.conftest import photographs
 
 SMALL = (
     f"--config={REPOSITORY / 'configs' / 'quickstart.py'}",
@@ -200,7 +205,111 @@ def test_the_best_by_validation_is_kept_apart(train, tmp_path, capfd):
     assert "eval.split = validation" in capfd.readouterr().err
 
 
+def test_the_best_outlives_a_kill_after_a_better_one(train, tmp_path, monkeypatch):
+    """A better one that no checkpoint knows of is taken back, and the one before it is still there."""
+    means = iter([0.1, 0.5, 0.2, 0.6, 0.3, 0.4])
+    real = experiment._brief
+
+    def brief(scores):
+        line = real(scores)
+        line["personalised"]["mean"] = next(means)
+        return line
+
+    monkeypatch.setattr(experiment, "_brief", brief)
+    flags = ("--config.eval.split=validation", "--config.eval.every=1", "--config.checkpoint.every=3")
+    advance = Federation.advance
+
+    def dies(self, first, most):
+        if first == 5:
+            raise RuntimeError("killed")
+        return advance(self, first, most)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Federation, "advance", dies)
+        with pytest.raises(RuntimeError, match="killed"):
+            train("run", *flags)
+    folder = tmp_path / "run" / "best"
+    assert sorted(path.name for path in folder.iterdir()) == ["2", "4"]
+    check_refused(train("run", *flags, "--config.rounds=2"), "at round 3")
+    assert sorted(path.name for path in folder.iterdir()) == ["2", "4"], "who is refused takes nothing away"
+    means = iter([0.45, 0.3, 0.4])
+    assert train("run", *flags)[0] == 0
+    assert left(tmp_path / "run")["best_round"] == 2
+    assert [path.name for path in folder.iterdir()] == ["2"]
+
+
+def test_a_run_that_is_to_end_where_it_stands_has_all_its_lines(train, tmp_path, monkeypatch):
+    flags = ("--config.eval.every=4", "--config.checkpoint.every=1")
+    monkeypatch.setattr(Interrupt, "exit_code", property(lambda self: 143))
+    assert train("run", *flags)[0] == 143
+    monkeypatch.undo()
+    assert not (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert train("run", *flags, "--config.rounds=1")[0] == 0
+    assert train("whole", *flags, "--config.rounds=1")[0] == 0
+    assert left(tmp_path / "run") == left(tmp_path / "whole")
+
+
 # Refusals
+
+
+def test_a_finished_run_is_not_taken_for_one_of_other_settings(train, tmp_path):
+    photographs(tmp_path / "photos", {"river": 24, "lake": 24})
+    flags = ("--config.rounds=2", f"--config.data.source=folder:{tmp_path / 'photos'}")
+    assert train("run", *flags)[0] == 0
+    summary = (tmp_path / "run" / "summary.json").read_text()
+    changed = ("--config.local.learning_rate=0.01", "--allow-changed=local.learning_rate")
+    check_refused(train("run", *flags, *changed), "is finished", "set rounds to more than 2")
+    file = next((tmp_path / "photos" / "lake").iterdir())
+    shutil.copy(next((tmp_path / "photos" / "river").iterdir()), file)
+    check_refused(train("run", *flags), "data (another digest)")
+    assert (tmp_path / "run" / "summary.json").read_text() == summary
+
+
+@pytest.mark.parametrize(
+    "changed",
+    ["server.optimizer=adam", "method.name=promptfl", "method.context_tokens=3"],
+    ids=lambda changed: changed.partition("=")[0],
+)
+def test_what_changes_the_arrays_of_a_run_cannot_be_allowed(train, tmp_path, changed):
+    assert train("run", "--config.rounds=2")[0] == 0
+    key = changed.partition("=")[0]
+    check_refused(train("run", f"--config.{changed}", f"--allow-changed={key}"), "cannot be changed within a run")
+    assert train("run")[0] == 0, "and nothing is lost"
+
+
+def test_what_a_start_left_that_was_killed_at_once_is_no_obstacle(train, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".partial.config.json.x").write_text("{")
+    assert train("run", "--config.rounds=1")[0] == 0
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "{"])
+def test_a_folder_whose_files_make_no_sense_is_refused(train, tmp_path, content):
+    assert train("run", "--config.rounds=1")[0] == 0
+    for name in ("summary.json", "identity.json", "config.json"):
+        kept = (tmp_path / "run" / name).read_text()
+        (tmp_path / "run" / name).write_text(content)
+        if (name, content) != ("config.json", "{}"):  # an empty configuration differs, and is allowed to in nothing
+            check_refused(train("run", "--config.rounds=1"), name)
+        (tmp_path / "run" / name).write_text(kept)
+
+
+def test_a_disk_that_refuses_to_write_is_told_in_a_line(train, tmp_path, monkeypatch):
+    """As on a full disk, for those who may not mount one."""
+    assert train("run", "--config.rounds=2")[0] == 0
+    assert train("whole")[0] == 0
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.CheckpointManager, "save", full)
+        check_refused(train("run"), "checkpoints", "make room")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        check_refused(train("run"), "make room")
+    assert train("run")[0] == 0
+    assert left(tmp_path / "run") == left(tmp_path / "whole")
 
 
 def test_another_configuration_is_refused_unless_it_is_meant(train, tmp_path):
@@ -255,7 +364,7 @@ def test_a_folder_in_use_is_refused(train, tmp_path):
 # Damage
 
 
-# Reading what is damaged, Orbax leaves tasks of a closed event loop behind.
+# Reading what is damaged, and writing to a full disk, Orbax leaves tasks of a closed event loop behind.
 noisy = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
@@ -319,6 +428,7 @@ def test_a_run_that_diverges_keeps_its_last_sound_state(train, tmp_path):
     check_refused(train("run", *flags), "round 2: prompts or loss are no longer finite")
 
 
+@noisy
 def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(tiny_folder, tmp_path, train):
     """On a real file system that is too small for what the run writes."""
     small = tmp_path / "small"
@@ -386,5 +496,6 @@ def test_a_signal_saves_the_run_and_says_how_to_go_on(tiny_folder, tmp_path, fea
 def test_a_run_that_is_killed_at_any_moment_ends_in_the_same_bits():
     from tests.faults.kill import kill
 
-    survived = kill(5, seed=int(time.time()))
+    survived, went_on = kill(5, seed=int(time.time()))
     assert sum(survived.values()) == 5
+    assert went_on > 0

@@ -4,7 +4,7 @@
 
 Five kills fall on one run, one in each phase of `victim` and in changing order but for the encoding, which comes first;
 then it is left to end. Whatever the moment, the prompts have to end in the same bits, and `metrics.jsonl` in the same
-bytes.
+bytes. Starts that found a checkpoint to go on from are counted, as a run that always begins anew would end alike, too.
 """
 
 import argparse
@@ -31,7 +31,7 @@ FLAGS = (
     "--config.partition.clients=4",
     "--config.partition.alpha=0.5",
     "--config.local.batch_size=16",
-    "--config.rounds=12",
+    "--config.rounds=30",
     "--config.cohort=3",
     "--config.dropout=0.2",
     "--config.server.optimizer=adam",
@@ -65,13 +65,18 @@ def left(workdir: Path) -> dict[str, object]:
     return {"lines": (workdir / "metrics.jsonl").read_bytes(), "best": best, **summary}
 
 
-def kill(times: int, seed: int, say=print) -> dict[str, int]:
-    """Kills `times` times; how often in each phase.
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether there is one under its final name."""
+    return any(path.name.isdecimal() for path in (workdir / "checkpoints").glob("*"))
+
+
+def kill(times: int, seed: int, say=print) -> tuple[dict[str, int], int]:
+    """Kills `times` times; how often in each phase, and how many starts after a kill found a checkpoint.
 
     Raises:
       AssertionError: a run ended otherwise than it should have, or was never killed.
     """
-    counts = dict.fromkeys(PHASES, 0)
+    counts, went_on = dict.fromkeys(PHASES, 0), 0
     lots = random.Random(seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -86,11 +91,13 @@ def kill(times: int, seed: int, say=print) -> dict[str, int]:
             lots.shuffle(others)
             for phase in [first, *others][: times - done]:
                 began = time.monotonic()
+                went_on += has_checkpoint(workdir)
                 code = start(["tests.faults.victim", phase, str(lots.randrange(2**31))], workdir, cache, xla)
                 assert code == -signal.SIGKILL, f"the run ended before it could be killed in the phase: {phase}"
                 counts[phase] += 1
                 done += 1
                 say(f"{done:3d}  killed at: {phase} ({time.monotonic() - began:.1f} s)")
+            went_on += has_checkpoint(workdir)
             assert start(["fedrsclip_jax.cli"], workdir, cache, xla) == 0
             found = left(workdir)
             differ = [key for key in expected if found[key] != expected[key]]
@@ -98,7 +105,7 @@ def kill(times: int, seed: int, say=print) -> dict[str, int]:
             say("     and the run ended as the one that was left alone")
             shutil.rmtree(workdir)
             shutil.rmtree(cache)
-    return counts
+    return counts, went_on
 
 
 if __name__ == "__main__":
@@ -106,5 +113,6 @@ if __name__ == "__main__":
     parser.add_argument("--times", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    survived = kill(arguments.times, arguments.seed, lambda line: print(line, flush=True))
-    print(json.dumps({"kills": sum(survived.values()), "survived": survived}))
+    survived, went_on = kill(arguments.times, arguments.seed, lambda line: print(line, flush=True))
+    told = {"kills": sum(survived.values()), "survived": survived, "starts_from_a_checkpoint": went_on}
+    print(json.dumps(told))

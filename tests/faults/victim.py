@@ -2,8 +2,8 @@
 
     python -m tests.faults.victim PHASE SEED ARGUMENTS OF fedrsclip...
 
-A thread looks every millisecond at what the others are doing. Each time it finds them in PHASE it draws a lot, and the
-process is gone by SIGKILL when the lot falls.
+A thread looks every millisecond at what the others are doing. It lets them enter PHASE some times, a number drawn by
+lot, and then draws a lot at each look, until one falls and the process is gone by SIGKILL.
 """
 
 import os
@@ -13,27 +13,32 @@ import sys
 import threading
 import time
 
-# Functions on the stack of some thread, by phase, and the chance of death at each look.
+# By phase: a function on the stack of some thread, the entry into it at which death comes at the latest, and the chance
+# of death at each look from the drawn entry on.
 PHASES = {
-    "encoding": (("features.py", "_compute"), 0.01),
-    "round": (("engine.py", "advance"), 0.01),
-    "evaluation": (("evaluate.py", "score_federation"), 0.02),
-    "save": (("checkpoint.py", "save"), 0.2),
-    "save in the background": (("async_checkpointer.py", "_background_wait_for_commit_futures"), 0.1),
+    "encoding": (("features.py", "_compute"), 1, 0.01),
+    "round": (("engine.py", "advance"), 5, 0.1),
+    "evaluation": (("evaluate.py", "score_federation"), 3, 0.1),
+    "save": (("checkpoint.py", "save"), 4, 0.5),
+    "save in the background": (("async_checkpointer.py", "_background_wait_for_commit_futures"), 3, 0.2),
 }
 
 
 def watch(phase: str, seed: int) -> None:
-    (file, function), chance = PHASES[phase]
+    (file, function), most, chance = PHASES[phase]
     lots = random.Random(seed)
+    fatal, entries, inside = lots.randint(1, most), 0, None
     while True:
         time.sleep(0.001)
+        before, inside = inside, None
         for frame in sys._current_frames().values():
             while frame is not None:
-                code = frame.f_code
-                if code.co_name == function and code.co_filename.endswith(file) and lots.random() < chance:
-                    os.kill(os.getpid(), signal.SIGKILL)
+                if frame.f_code.co_name == function and frame.f_code.co_filename.endswith(file):
+                    inside = frame
                 frame = frame.f_back
+        entries += inside is not None and inside is not before
+        if inside is not None and entries >= fatal and lots.random() < chance:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":
