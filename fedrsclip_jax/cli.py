@@ -6,6 +6,7 @@ Exit codes: 0 all is well, 1 a result that fails its check, 2 bad input (one lin
 
 import argparse
 import errno
+import os
 import shlex
 import sys
 import time
@@ -118,6 +119,16 @@ def _parser() -> argparse.ArgumentParser:
         help="go on with a run although these keys differ from its own (or `data`, `partition`, `backbone`)",
     )
 
+    sweep = verb(
+        "sweep",
+        _sweep,
+        "run every setting of a sweep with every seed, side by side in as few programs as possible",
+        "fedrsclip sweep --config=configs/ablation_constraints.py --workdir=runs/constraints",
+    )
+    sweep.add_argument("--config", metavar="FILE[:ARG]", required=True, help="configuration with a group `sweep`")
+    sweep.add_argument("--workdir", type=Path, help="folder for results, new or of a sweep to go on with")
+    sweep.add_argument("--allow-changed", metavar="KEY,...", default="", help="as of train, of each run")
+
     evaluate = verb(
         "evaluate",
         _evaluate,
@@ -202,6 +213,40 @@ def _train(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     if distributed.first():
         comparison.show(result, Console())
         print(f"results in {known.workdir}")
+
+
+def _sweep(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+    from fedrsclip_jax import config as configuration
+    from fedrsclip_jax import grid
+
+    read = grid.read(configuration.load_file(known.config), overrides)
+    known.workdir = _workdir(known.workdir, known.config)
+    _a_device_a_core()
+
+    from rich.console import Console
+
+    from fedrsclip_jax import compilation
+    from fedrsclip_jax.progress import Progress
+    from fedrsclip_jax.report.sweep import show
+    from fedrsclip_jax.sweep import sweep
+
+    compilation.keep_on_disk()
+    allowed = [key for key in known.allow_changed.split(",") if key]
+    with Interrupt(quiet=known.quiet) as interrupt:
+        result = sweep(read, known.workdir, Progress(quiet=known.quiet), interrupt, allowed)
+    show(result, Console())
+    print(f"results in {known.workdir}")
+
+
+def _a_device_a_core() -> None:
+    """Lets JAX, which has not started, see a CPU as one device a core, unless the user has said how many.
+
+    Runs side by side then have a core each, where products of small towers keep no two of them busy.
+    """
+    flag = "--xla_force_host_platform_device_count"
+    said = os.environ.get("XLA_FLAGS", "")
+    if flag not in said and hasattr(os, "sched_getaffinity"):
+        os.environ["XLA_FLAGS"] = f"{said} {flag}={len(os.sched_getaffinity(0))}".strip()
 
 
 def _evaluate(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:

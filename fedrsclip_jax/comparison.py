@@ -28,6 +28,9 @@ TITLES = {
     "zero_shot": "zero-shot",
     "promptfl": "PromptFL",
     "local_coop": "local CoOp",
+    "fedpgp": "FedPGP",
+    "fedclip": "FedCLIP",
+    "linear_probe": "linear probe",
     "fedrsclip": "FedRSCLIP",
 }
 

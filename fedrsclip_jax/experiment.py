@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from fedrsclip_jax.data.features import Features
 from fedrsclip_jax.data.sources import fingerprint
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.evaluate import score_zero_shot
-from fedrsclip_jax.federated.engine import Diverged
+from fedrsclip_jax.federated.engine import Diverged, Done
 from fedrsclip_jax.federation import Federation
 from fedrsclip_jax.files import make_folder, read_json, write_json, write_text
 from fedrsclip_jax.interrupt import Interrupt
@@ -40,11 +41,8 @@ def run(
     """Trains, evaluates and saves one run, or goes on with it where it was left.
 
     Args:
-      task, features: shared by runs on the same data; see `task.load_task` and `task.encode_images`.
-      folder: of results; new, empty, or that of an earlier start of this run.
       interrupt: asked after each dispatch whether to save and leave.
-      allowed: what may differ from the earlier start; see `workdir.check_same`.
-      encode_seconds: what encoding took, for the summary.
+      Others: see `Run`.
 
     Returns:
       What `summary.json` says.
@@ -54,136 +52,216 @@ def run(
       Diverged: prompts or loss are no longer finite; the last sound state is saved, if it is not the first.
       Stopped: as `interrupt` asked; what was done is saved.
     """
-    title = f"{config.method.name}, seed {config.seed}"
-    with distributed.together():
-        clients = divide(config, task, features.readable)
-        prompts = imported(config, task.clip_config)
-        identity = {
-            "backbone": task.digest,
-            "data": fingerprint(task.source),
-            "partition": clients.digest(),
-            "initial_prompts": prompts.digest,
-        }
-        finished = check_earlier(config, folder, identity, allowed)
-    if finished is not None:
-        progress.say(f"{title}: finished before")
-        return finished
-    building: dict[str, float] = {"compile": 0.0, "start": 0.0}
-    with compilation.measure(building, "start"):  # how many lanes fit is found out by compiling
-        federation = Federation(config, task, features, clients, prompts)
+    with Run(config, task, features, folder, progress, allowed=allowed, encode_seconds=encode_seconds) as one:
+        if one.finished is not None:
+            progress.say(f"{one.title}: finished before")
+            return one.finished
+        with progress.track(one.title, config.rounds, unit="rounds") as bar:
+            while one.ledger.round < config.rounds:
+                try:
+                    with compilation.measure(one.ledger.seconds, "train"):
+                        dispatch = one.federation.advance(one.ledger.round + 1, one.pause - one.ledger.round)
+                except Diverged as diverged:
+                    one.give_up(diverged)
+                    raise
+                one.enter(dispatch)
+                done = dispatch[-1]
+                bar.advance_to(
+                    one.ledger.round,
+                    loss=done.figures.get("loss", 0.0),
+                    accuracy=done.figures.get("accuracy", 0.0),
+                    clients_per_second=done.clients / max(done.seconds, 1e-9),
+                    bytes_sent=one.ledger.bytes_sent,
+                )
+                stops = max(distributed.exchange(interrupt.exit_code))
+                if stops and one.ledger.round < config.rounds:
+                    one.save()
+                    interrupt.leave(f"{one.title}: saved after round {one.ledger.round} of {config.rounds}", stops)
+        return one.summarise()
 
-    with Checkpoints(folder, config.checkpoint.keep) as checkpoints, Checkpoints(folder, None, BEST) as best:
+
+class Run:
+    """One run and its books, from a folder that is new or was left to a summary; for use in a `with`.
+
+    Attributes:
+      title: for people.
+      finished: the summary of an earlier start that came to the end; then there is nothing to do.
+      federation, ledger: the state, and what was counted so far.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        task: Task,
+        features: Features,
+        folder: Path,
+        progress: Progress,
+        *,
+        allowed: Sequence[str] = (),
+        encode_seconds: float = 0.0,
+        beside: "Run | None" = None,
+    ):
+        """
+        Args:
+          task, features: shared by runs on the same data; see `task.load_task` and `task.encode_images`.
+          folder: of results; new, empty, or that of an earlier start of this run.
+          allowed: what may differ from the earlier start; see `workdir.check_same`.
+          encode_seconds: what encoding took, for the summary.
+          beside: a run whose images, and backbone where it is the same, are on the devices already.
+
+        Raises:
+          InputError: settings that do not fit the data, the backbone or the earlier start.
+        """
+        self.config, self.task, self.features, self.folder = config, task, features, folder
+        self.title = f"{config.method.name}, seed {config.seed}"
+        self._progress, self._allowed, self._stack = progress, allowed, ExitStack()
+        self._scores: dict[str, Any] = {}
         with distributed.together():
-            saved = checkpoints.newest()
-            ledger = _opened(saved, config, identity, allowed)
+            clients = divide(config, task, features.readable)
+            self._prompts = imported(config, task.clip_config)
+            self._identity = {
+                "backbone": task.digest,
+                "data": fingerprint(task.source),
+                "partition": clients.digest(),
+                "initial_prompts": self._prompts.digest,
+            }
+            self.finished = check_earlier(config, folder, self._identity, allowed)
+        if self.finished is not None:
+            return
+        building: dict[str, float] = {"compile": 0.0, "start": 0.0}
+        with compilation.measure(building, "start"):  # how many lanes fit is found out by compiling
+            other = beside.federation if beside is not None and beside.finished is None else None
+            self.federation = Federation(config, task, features, clients, self._prompts, other)
+        self._before = {"encode": encode_seconds, "compile": building["compile"]}
+
+    def __enter__(self) -> "Run":
+        if self.finished is not None:
+            return self
+        with self._stack:
+            self._open()
+            self._stack = self._stack.pop_all()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._stack.__exit__(*raised)
+
+    @property
+    def pause(self) -> int:
+        """The next round that ends with an evaluation or a checkpoint."""
+        steps = [every for every in (self.config.eval.every, self.config.checkpoint.every) if every]
+        return min(self.config.rounds, *((self.ledger.round // every + 1) * every for every in steps))
+
+    def enter(self, dispatch: Sequence[Done]) -> None:
+        """Counts the rounds of a dispatch, none beyond `pause`; evaluates and saves where it is time to."""
+        config, ledger = self.config, self.ledger
+        ledger.enter(dispatch, self.federation.traffic.bytes)
+        last = ledger.round == config.rounds
+        if last or ledger.round % config.eval.every == 0:
+            self._evaluate(complete=last)
+        if last or (config.checkpoint.every and ledger.round % config.checkpoint.every == 0):
+            self._save(self._checkpoints)
+
+    def save(self) -> None:
+        """A checkpoint of the present round, on disk when this returns."""
+        self._save(self._checkpoints)
+        with distributed.together():
+            self._checkpoints.wait()
+
+    def give_up(self, diverged: Diverged) -> None:
+        """Saves the last sound state, or leaves nothing if that is the first one."""
+        self.ledger.enter(diverged.before, self.federation.traffic.bytes)
+        if self.ledger.round:
+            self.save()
+        else:
+            _take_back_start(self.folder)
+
+    def summarise(self) -> dict[str, Any]:
+        """Writes `summary.json`, after the last round."""
+        config, federation, ledger = self.config, self.federation, self.ledger
+        if not self._scores:  # the run was left between its last round and its summary, or was to go further once
+            self._evaluate(complete=True)
+        with distributed.together():
+            self._checkpoints.wait()
+        summary = {
+            "method": config.method.name,
+            "backbone": config.backbone,
+            "dataset": config.data.source,
+            "split": config.eval.split,
+            "num_classes": len(self.task.source.class_names),
+            "class_names": list(self.task.source.class_names),
+            "num_clients": federation.clients.num_clients,
+            "num_scored_clients": len(federation.scored),
+            "num_images": len(self.task.labels),
+            "unreadable_images": int(np.sum(~self.features.readable)),
+            "rounds": config.rounds,
+            "silent_rounds": ledger.silent_rounds,
+            "refused_updates": ledger.refused_updates,
+            "best_round": ledger.best if config.eval.split == "validation" else None,
+            "seed": config.seed,
+            "uplink_params_per_client_round": federation.traffic.params,
+            "uplink_bytes_per_client_round": federation.traffic.bytes,
+            "bytes_sent": ledger.bytes_sent,
+            "zero_shot": self._zero_shot,
+            **self._scores,
+            "seconds": {phase: round(spent, 3) for phase, spent in ledger.seconds.items()},
+            "client_steps_per_second": ledger.steps / max(ledger.seconds["train"], 1e-9),
+            "wasted_lane_share": ledger.wasted / config.rounds,
+            "devices": federation.plan.mesh.size,
+            "processes": jax.process_count(),
+            "clients_per_device": federation.lanes,
+            "state_sha256": federation.digest(),
+            **{f"{name}_sha256": digest for name, digest in self._identity.items()},
+            "config_sha256": configuration.digest(config),
+        }
+        with distributed.together():
+            write_json(self.folder / "summary.json", summary)
+        return summary
+
+    def _open(self) -> None:
+        """Goes back to the newest checkpoint, or starts the books; then the folder is ours."""
+        config, federation, folder = self.config, self.federation, self.folder
+        self._checkpoints = self._stack.enter_context(Checkpoints(folder, config.checkpoint.keep))
+        self._best = self._stack.enter_context(Checkpoints(folder, None, BEST))
+        with distributed.together():
+            saved = self._checkpoints.newest()
+            ledger = self.ledger = _opened(saved, config, self._identity, self._allowed)
             if saved:
                 federation.restore(saved.server(federation.server), saved.population)
         distributed.check_same({"checkpoint": str(ledger.round)})
         with distributed.together():  # nothing is refused any more
-            checkpoints.go_on_after(ledger.round)
-            best.delete_but(ledger.best)
+            self._checkpoints.go_on_after(ledger.round)
+            self._best.delete_but(ledger.best)
             make_folder(folder)
-            ledger.seconds["encode"] += encode_seconds
-            ledger.seconds["compile"] += building["compile"]
-            _write_start(config, folder, identity, federation, prompts, ledger)
+            for phase, spent in self._before.items():
+                ledger.seconds[phase] += spent
+            _write_start(config, folder, self._identity, federation, self._prompts, ledger)
         if saved:
-            progress.say(f"{title}: goes on after round {ledger.round}")
-        zero_shot = score_zero_shot(features.plain, task.labels, clients, federation.scored, federation.backbone)
-        scores: dict[str, Any] = {}
+            self._progress.say(f"{self.title}: goes on after round {ledger.round}")
+        self._zero_shot = score_zero_shot(
+            self.features.plain, self.task.labels, federation.clients, federation.scored, federation.backbone
+        )
 
-        def save(to: Checkpoints) -> None:
-            record = {"config": configuration.to_dict(config), "identity": identity, "ledger": ledger.to_dict()}
-            with distributed.together():
-                to.save(ledger.round, federation.server, federation.population, record)
-                if to is checkpoints and len(best.rounds()) > 1:
-                    checkpoints.wait()  # once one is on disk that knows of the best, the others can go
-                    best.delete_but(ledger.best)
-
-        def evaluate(complete: bool) -> dict[str, Any]:
-            with compilation.measure(ledger.seconds, "evaluate"):
-                found = federation.score(complete=complete)
-            if not ledger.has_line:
-                ledger.write_line(_brief(found))
-                with distributed.together():
-                    _write_lines(folder, ledger)
-                if config.eval.split == "validation" and ledger.best == ledger.round:
-                    save(best)
-                    with distributed.together():
-                        best.wait()  # a checkpoint that knows of a best one finds it on disk
-            return found
-
-        with progress.track(title, config.rounds, unit="rounds") as bar:
-            while ledger.round < config.rounds:
-                try:
-                    with compilation.measure(ledger.seconds, "train"):
-                        dispatch = federation.advance(
-                            ledger.round + 1, _next_pause(config, ledger.round) - ledger.round
-                        )
-                except Diverged as error:
-                    ledger.enter(error.before, federation.traffic.bytes)
-                    if ledger.round:
-                        save(checkpoints)
-                    else:
-                        _take_back_start(folder)
-                    raise
-                ledger.enter(dispatch, federation.traffic.bytes)
-                done = dispatch[-1]
-                bar.advance_to(
-                    ledger.round,
-                    loss=done.figures.get("loss", 0.0),
-                    accuracy=done.figures.get("accuracy", 0.0),
-                    clients_per_second=done.clients / max(done.seconds, 1e-9),
-                    bytes_sent=ledger.bytes_sent,
-                )
-                last = ledger.round == config.rounds
-                if last or ledger.round % config.eval.every == 0:
-                    scores = evaluate(complete=last)
-                stops = max(distributed.exchange(interrupt.exit_code))
-                if last or stops or (config.checkpoint.every and ledger.round % config.checkpoint.every == 0):
-                    save(checkpoints)
-                if stops and not last:
-                    with distributed.together():
-                        checkpoints.wait()
-                    interrupt.leave(f"{title}: saved after round {ledger.round} of {config.rounds}", stops)
-
-        if not scores:  # the run was left between its last round and its summary, or was to go further once
-            scores = evaluate(complete=True)
+    def _evaluate(self, complete: bool) -> None:
+        with compilation.measure(self.ledger.seconds, "evaluate"):
+            self._scores = self.federation.score(complete=complete)
+        if self.ledger.has_line:
+            return
+        self.ledger.write_line(_brief(self._scores))
         with distributed.together():
-            checkpoints.wait()
-    summary = {
-        "method": config.method.name,
-        "backbone": config.backbone,
-        "dataset": config.data.source,
-        "split": config.eval.split,
-        "num_classes": len(task.source.class_names),
-        "class_names": list(task.source.class_names),
-        "num_clients": clients.num_clients,
-        "num_scored_clients": len(federation.scored),
-        "num_images": len(task.labels),
-        "unreadable_images": int(np.sum(~features.readable)),
-        "rounds": config.rounds,
-        "silent_rounds": ledger.silent_rounds,
-        "refused_updates": ledger.refused_updates,
-        "best_round": ledger.best if config.eval.split == "validation" else None,
-        "seed": config.seed,
-        "uplink_params_per_client_round": federation.traffic.params,
-        "uplink_bytes_per_client_round": federation.traffic.bytes,
-        "bytes_sent": ledger.bytes_sent,
-        "zero_shot": zero_shot,
-        **scores,
-        "seconds": {phase: round(spent, 3) for phase, spent in ledger.seconds.items()},
-        "client_steps_per_second": ledger.steps / max(ledger.seconds["train"], 1e-9),
-        "wasted_lane_share": ledger.wasted / config.rounds,
-        "devices": federation.plan.mesh.size,
-        "processes": jax.process_count(),
-        "clients_per_device": federation.lanes,
-        "state_sha256": federation.digest(),
-        **{f"{name}_sha256": digest for name, digest in identity.items()},
-        "config_sha256": configuration.digest(config),
-    }
-    with distributed.together():
-        write_json(folder / "summary.json", summary)
-    return summary
+            _write_lines(self.folder, self.ledger)
+        if self.config.eval.split == "validation" and self.ledger.best == self.ledger.round:
+            self._save(self._best)
+            with distributed.together():
+                self._best.wait()  # a checkpoint that knows of a best one finds it on disk
+
+    def _save(self, to: Checkpoints) -> None:
+        ledger = self.ledger
+        record = {"config": configuration.to_dict(self.config), "identity": self._identity, "ledger": ledger.to_dict()}
+        with distributed.together():
+            to.save(ledger.round, self.federation.server, self.federation.population, record)
+            if to is self._checkpoints and len(self._best.rounds()) > 1:
+                to.wait()  # once one is on disk that knows of the best, the others can go
+                self._best.delete_but(ledger.best)
 
 
 def check_earlier(
@@ -262,12 +340,6 @@ def _take_back_start(folder: Path) -> None:
 
 def _write_lines(folder: Path, ledger: Ledger) -> None:
     write_text(folder / "metrics.jsonl", "".join(json.dumps(line, allow_nan=False) + "\n" for line in ledger.lines))
-
-
-def _next_pause(config: Config, number: int) -> int:
-    """The next round after `number` that ends with an evaluation or a checkpoint."""
-    steps = [every for every in (config.eval.every, config.checkpoint.every) if every]
-    return min(config.rounds, *((number // every + 1) * every for every in steps))
 
 
 def _brief(scores: dict[str, Any]) -> dict[str, Any]:

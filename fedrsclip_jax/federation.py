@@ -24,22 +24,39 @@ class Federation(Engine):
       scored: clients whose models are scored, ascending.
     """
 
-    def __init__(self, config: Config, task: Task, features: Features, clients: Clients, prompts: Prompts):
-        """`prompts` are what the run starts from; see `prompts.starting_from`."""
+    def __init__(
+        self,
+        config: Config,
+        task: Task,
+        features: Features,
+        clients: Clients,
+        prompts: Prompts,
+        beside: "Federation | None" = None,
+    ):
+        """
+        Args:
+          prompts: that the run starts from; see `prompts.starting_from`.
+          beside: another federation on the same images and devices, whose arrays are used once more.
+        """
+        there = beside if beside is not None and beside.config.spmd == config.spmd else None
+        held: Any = there and there.data
         labels = self.labels = np.asarray(task.labels)
         self.scored = scored_clients(config, clients)
         streamed = _streams(config, features, clients)
         super().__init__(
             config,
             starting_from(prompts, find_method(config.method.name)),
-            task.backbone(config.method),
+            there.backbone if there and _read(there.config) == _read(config) else task.backbone(config.method),
             task.context_start(config.method),
             clients,
             supply=lambda rows: Dataset(np.stack([view[rows] for view in features.views]), labels[rows]),
-            resident=None if streamed else lambda: Dataset(np.stack(features.views), labels),
+            resident=None if streamed else lambda: held or Dataset(np.stack(features.views), labels),
         )
         plain_is_there = self.data is not None and len(features.views) == 1
-        plain = self.data if plain_is_there else replicate(self.plan.mesh, Dataset(features.plain[None], labels))
+        if plain_is_there or there is None:
+            plain = self.data if plain_is_there else replicate(self.plan.mesh, Dataset(features.plain[None], labels))
+        else:
+            plain = there._plain
         self._plain: Any = plain
 
     def score(self, complete: bool = True) -> dict[str, Any]:
@@ -57,6 +74,12 @@ class Federation(Engine):
             lanes=self.lanes,
             complete=complete,
         )
+
+
+def _read(config: Config) -> tuple:
+    """What a backbone depends on, of the same CLIP and classes."""
+    method = config.method
+    return method.context_tokens, method.class_position, method.combine
 
 
 def _streams(config: Config, features: Features, clients: Clients) -> bool:

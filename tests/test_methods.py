@@ -156,6 +156,10 @@ def test_what_each_method_shares(frozen):
     assert sizes("fedrsclip") == (prompt, prompt)
     assert sizes("promptfl") == (prompt, 0)
     assert sizes("local_coop") == (0, prompt)
+    assert sizes("fedpgp") == (prompt, 4 * 4 + 4 * 32), "of rank 8, at most the 4 tokens"
+    classes, embed = frozen.zero_shot.shape
+    assert sizes("fedclip") == (2 * (embed**2 + embed), 0)
+    assert sizes("linear_probe") == (classes * embed + classes, 0)
 
 
 def test_global_and_personal_models(frozen, batch):
@@ -169,6 +173,43 @@ def test_global_and_personal_models(frozen, batch):
     alone = frozen.scale * batch.features @ encode(frozen, both.shared[...]).T
     # Compiled whole and operation by operation: fp32 rounding of features, times the scale of about 14.
     np.testing.assert_allclose(both.global_logits(batch.features, frozen), alone, atol=1e-5)
+
+
+def test_fedpgp_is_its_equations(frozen, batch):
+    module = method("fedpgp", frozen, **{"method.rank": "2"})
+    np.testing.assert_array_equal(
+        module.personal_logits(batch.features, frozen), module.global_logits(batch.features, frozen)
+    )
+    module.up[...] = 0.3 * jax.random.normal(jax.random.key(8), (2, 32))
+    weights = Weights(jnp.float32(0), jnp.float32(0), jnp.float32(0.7), jnp.float32(0.2))
+    loss, figures = loss_of(module, batch, frozen, weights)
+    shared = module.shared[...]
+    ts, tk = (np.asarray(encode(frozen, p)) for p in (shared, shared + module.down[...] @ module.up[...]))
+    real = np.asarray(batch.mask)
+    f, y = np.asarray(batch.features)[real], np.asarray(batch.labels)[real]
+    ce = -np.log(softmax(float(frozen.scale) * f @ tk.T)[np.arange(len(y)), y]).mean()
+    pull = np.exp((ts * np.asarray(frozen.zero_shot)).sum(axis=1).mean() / 0.2)
+    push = np.exp((ts * tk).sum(axis=1).mean() / 0.2)
+    contrastive = -np.log(pull / (pull + push))
+    np.testing.assert_allclose([figures["ce"], figures["contrastive"]], [ce, contrastive], rtol=1e-4)
+    assert float(loss) == pytest.approx(ce + 0.7 * contrastive, rel=1e-4)
+
+
+def test_fedclip_starts_as_zero_shot_and_is_its_equations(frozen, batch):
+    module = method("fedclip", frozen)
+    zero_shot = frozen.scale * batch.features @ frozen.zero_shot.T
+    np.testing.assert_allclose(module.global_logits(batch.features, frozen), zero_shot, atol=0.02)
+    module.outer[...] = jax.random.normal(jax.random.key(8), module.outer.shape)
+    module.inner[...] = jax.random.normal(jax.random.key(9), module.inner.shape)
+    f = np.asarray(batch.features)
+    attention = softmax(np.tanh(f @ np.asarray(module.inner[...])) @ np.asarray(module.outer[...]))
+    by_hand = float(frozen.scale) * norm(attention * f) @ np.asarray(frozen.zero_shot).T
+    np.testing.assert_allclose(module.global_logits(batch.features, frozen), by_hand, rtol=1e-4, atol=1e-4)
+
+
+def test_a_linear_probe_knows_nothing_at_first(frozen, batch):
+    loss, _ = loss_of(method("linear_probe", frozen), batch, frozen, WEIGHTS)
+    assert float(loss) == pytest.approx(np.log(frozen.zero_shot.shape[0]), rel=1e-5)
 
 
 def test_weights_scale_their_terms(frozen, batch):
@@ -189,7 +230,7 @@ def test_methods_are_small_files():
     """The promise of the design: a method is one file of under 100 lines, but for FedRSCLIP with its variants."""
     import inspect
 
-    for name in ("promptfl", "local_coop"):
+    for name in set(METHODS) - {"fedrsclip"}:
         assert len(inspect.getsource(inspect.getmodule(METHODS[name])).splitlines()) < 100
 
 

@@ -28,6 +28,8 @@ class Hyper(NamedTuple):
     proximal_weight: Scalar
     pacl_weight: Scalar
     cmfac_weight: Scalar
+    contrastive_weight: Scalar
+    temperature: Scalar
     server_learning_rate: Scalar
 
     @classmethod
@@ -40,6 +42,8 @@ class Hyper(NamedTuple):
             local.proximal_weight,
             method.pacl_weight,
             method.cmfac_weight,
+            method.contrastive_weight,
+            method.temperature,
             config.server.learning_rate,
         )
         return cls(*(jnp.asarray(value, jnp.float32) for value in values))
@@ -206,7 +210,8 @@ class Client(NamedTuple):
         return self.data.features[jax.random.randint(key, rows.shape, 0, self.data.features.shape[0]), rows]
 
     def _objective(self, prompts: tuple[PyTree, PyTree], batch: Batch):
-        weights = Weights(self.hyper.pacl_weight, self.hyper.cmfac_weight)
+        hyper = self.hyper
+        weights = Weights(hyper.pacl_weight, hyper.cmfac_weight, hyper.contrastive_weight, hyper.temperature)
         loss, figures = nnx.merge(self.graph, *prompts).loss(batch, self.backbone, weights)
         # FedProx (Li et al. 2020, arXiv:1812.06127): mu/2 |P_s - P_s of the server|^2, on the live variables.
         pairs = zip(jax.tree.leaves(prompts[0]), jax.tree.leaves(self.shared), strict=True)

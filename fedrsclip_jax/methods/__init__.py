@@ -3,11 +3,21 @@
 import difflib
 
 from fedrsclip_jax.errors import InputError
+from fedrsclip_jax.methods.fedclip import FedCLIP
+from fedrsclip_jax.methods.fedpgp import FedPGP
 from fedrsclip_jax.methods.fedrsclip import FedRSCLIP
+from fedrsclip_jax.methods.linear_probe import LinearProbe
 from fedrsclip_jax.methods.local_coop import LocalCoOp
 from fedrsclip_jax.methods.promptfl import PromptFL
 
-METHODS = {"fedrsclip": FedRSCLIP, "promptfl": PromptFL, "local_coop": LocalCoOp}
+METHODS = {
+    "fedrsclip": FedRSCLIP,
+    "promptfl": PromptFL,
+    "local_coop": LocalCoOp,
+    "fedpgp": FedPGP,
+    "fedclip": FedCLIP,
+    "linear_probe": LinearProbe,
+}
 
 
 def find_method(name: str, key: str = "method.name"):

@@ -40,10 +40,15 @@ class Batch(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """Weights of the loss terms; traced, so that a sweep over them compiles nothing anew."""
+    """Weights of the loss terms, and the temperature of a contrastive one.
+
+    Traced, so that a sweep over them compiles nothing anew.
+    """
 
     pacl: Float[Array, ""] | float
     cmfac: Float[Array, ""] | float
+    contrastive: Float[Array, ""] | float = 1.0
+    temperature: Float[Array, ""] | float = 0.5
 
 
 @runtime_checkable

@@ -1,0 +1,157 @@
+"""The rows of a sweep: which keys take which values, and over which seeds. Imports no JAX.
+
+A sweep's configuration is that of a run with a group `sweep` beside it:
+
+    sweep.grid    values of some keys, of which every combination is a row
+    sweep.zip     values of some keys, equally many of each, of which the first together are a row, the second, ...
+    sweep.seeds   how many seeds each row has, from `seed` on; each seed is another partition
+    sweep.labels  names of the rows of `zip`, for the tables
+
+With both grid and zip, every row of zip stands with every row of grid.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedrsclip_jax.config import Config, Written, resolve
+from fedrsclip_jax.errors import InputError
+
+_GROUP = "sweep"
+_PARTS = ("grid", "zip", "seeds", "labels")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a sweep's table.
+
+    Attributes:
+      label: for people, and the folder's name.
+      values: of the keys that the sweep varies.
+      runs: one a seed.
+    """
+
+    label: str
+    values: dict[str, Any]
+    runs: tuple[Config, ...]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a sweep runs.
+
+    Attributes:
+      base: the configuration that rows change.
+      varied: keys that differ between rows.
+      rows: in the order of the table; the first is what the others are compared with.
+    """
+
+    base: Config
+    varied: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+
+def read(written: Written, overrides: Sequence[tuple[str, str]] = ()) -> Grid:
+    """A checked sweep from what a file says and what the command line adds.
+
+    Args:
+      written: nested mapping; `sweep` is taken out, and the rest is a run's configuration.
+      overrides: (dotted key, text); `sweep.seeds`, `sweep.grid.KEY` and `sweep.zip.KEY` among them, of which the latter
+        take values separated by commas.
+
+    Raises:
+      InputError: no sweep, an unknown key, values that are no list or of unequal number, a value that does not fit.
+    """
+    plain = {name: value for name, value in written.items() if name != _GROUP}
+    group = dict(dict(written.items()).get(_GROUP) or {})
+    if strange := [name for name in group if name not in _PARTS]:
+        raise InputError(f"unknown config key 'sweep.{strange[0]}'; a sweep has {', '.join(_PARTS)}")
+    lists = {part: dict(_lists(group.get(part) or {}, f"{_GROUP}.{part}")) for part in ("grid", "zip")}
+    seeds, others = group.get("seeds", 1), []
+    for name, text in overrides:
+        head, _, rest = name.partition(".")
+        part, _, key = rest.partition(".")
+        if head != _GROUP:
+            others.append((name, text))
+        elif part == "seeds" and not key:
+            seeds = int(text) if text.isdecimal() else text
+        elif part in lists and key:
+            lists[part][key] = text.split(",")
+        else:
+            raise InputError(f"unknown config key {name!r}; set sweep.seeds, sweep.grid.KEY or sweep.zip.KEY")
+    if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
+        raise InputError(f"config key 'sweep.seeds' = {seeds!r} is no number of seeds; it must be at least 1")
+    varied = (*lists["zip"], *lists["grid"])
+    if not varied:
+        raise InputError("this configuration varies nothing; give sweep.grid or sweep.zip, or use fedrsclip train")
+    if twice := [key for key in lists["zip"] if key in lists["grid"]]:
+        raise InputError(f"config key {twice[0]!r} stands in sweep.grid and in sweep.zip; leave one")
+    if fixed := [key for key in varied if key in ("seed", "seeds", "baselines")]:
+        raise InputError(f"config key {fixed[0]!r} cannot be varied; sweep.seeds says how many seeds each row has")
+    base = resolve(Config, plain, others)
+    labels = list(group.get("labels") or ())
+    rows = []
+    for label, values in _combined(lists["zip"], lists["grid"], labels):
+        runs = tuple(_with(plain, others, values, base.seed + number) for number in range(seeds))
+        rows.append(Row(label, {key: _typed(runs[0], key) for key in values}, runs))
+    if len({row.label for row in rows}) < len(rows):
+        raise InputError("two rows of the sweep are alike; leave out values that repeat")
+    return Grid(base, varied, tuple(rows))
+
+
+def _lists(group: Any, prefix: str, inside: str = "") -> Iterator[tuple[str, list[Any]]]:
+    """Keys, dotted or nested, with their values."""
+    if not isinstance(group, Written):
+        raise InputError(f"config key {prefix!r} = {group!r} is no group of keys; write {prefix}.KEY = (values)")
+    for name, values in group.items():
+        key = f"{inside}{name}"
+        if isinstance(values, Written):
+            yield from _lists(values, prefix, f"{key}.")
+        elif isinstance(values, (list, tuple)) and values:
+            yield key, list(values)
+        else:
+            raise InputError(f"config key '{prefix}.{key}' = {values!r} is no list of values; give one or more")
+
+
+def _combined(
+    zipped: Mapping[str, Sequence[Any]], grid: Mapping[str, Sequence[Any]], labels: Sequence[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    lengths = {key: len(values) for key, values in zipped.items()}
+    if len(set(lengths.values())) > 1:
+        raise InputError(
+            f"lists of sweep.zip are of unequal length: {', '.join(f'{k} {n}' for k, n in lengths.items())}"
+        )
+    lines = (
+        [dict(zip(zipped, values, strict=True)) for values in zip(*zipped.values(), strict=True)] if zipped else [{}]
+    )
+    if labels and len(labels) != len(lines):
+        raise InputError(f"sweep.labels are {len(labels)}, and sweep.zip has {len(lines)} rows; give one a row")
+    for number, line in enumerate(lines):
+        for values in itertools.product(*grid.values()):
+            crossed = dict(zip(grid, values, strict=True))
+            named = [labels[number]] if labels else [_said(key, value) for key, value in line.items()]
+            yield ", ".join([*named, *(_said(key, value) for key, value in crossed.items())]), {**line, **crossed}
+
+
+def _said(key: str, value: Any) -> str:
+    return f"{key.rpartition('.')[2]}={value}"
+
+
+def _with(
+    written: Mapping[str, Any], overrides: Sequence[tuple[str, str]], values: Mapping[str, Any], seed: int
+) -> Config:
+    """One run's configuration; texts from the command line are read by the key's type."""
+    texts = [(key, value if isinstance(value, str) else _text(value)) for key, value in values.items()]
+    return resolve(Config, written, [*overrides, *texts, ("seed", str(seed)), ("seeds", "1"), ("baselines", "")])
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _typed(config: Config, key: str) -> Any:
+    found: Any = config
+    for part in key.split("."):
+        found = getattr(found, part)
+    return found

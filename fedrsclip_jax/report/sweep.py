@@ -1,0 +1,216 @@
+"""What a sweep shows: `results.csv` (a row a run), `table.md` (a row a setting), pictures."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from fedrsclip_jax.files import write_bytes, write_text
+
+# What is told of every run: heading of the column, and where it stands in `summary.json`.
+FIGURES = {
+    "clients' own": ("personalised", "mean"),
+    "worst tenth": ("personalised", "worst_decile"),
+    "pooled, shared prompt": ("global", "accuracy"),
+}
+_ZERO_SHOT = {
+    "clients' own": ("zero_shot", "on_clients", "mean"),
+    "worst tenth": ("zero_shot", "on_clients", "worst_decile"),
+    "pooled, shared prompt": ("zero_shot", "accuracy"),
+}
+_OWN = "clients' own"
+
+
+def write_results(result: dict[str, Any], folder: Path) -> None:
+    """Writes all of it below the sweep's folder; `result` is what `sweep.json` says."""
+    write_text(folder / "results.csv", as_csv(result))
+    write_text(folder / "table.md", as_markdown(result))
+    (folder / "pictures").mkdir(exist_ok=True)
+    for name, picture in pictures(result).items():
+        write_bytes(folder / "pictures" / f"{name}.png", picture)
+
+
+def as_csv(result: dict[str, Any]) -> str:
+    """A line a run; empty cells where it diverged."""
+    out = io.StringIO()
+    writer = csv.writer(out)
+    names = ("own", "own_std", "worst_decile", "global_accuracy", "global_macro_f1", "global_ece", "zero_shot_own")
+    counts = ("uplink_params_per_client_round", "bytes_sent", "best_round", "state_sha256")
+    writer.writerow(["row", *result["varied"], "seed", *names, *counts, "folder", "diverged"])
+    for row in result["rows"]:
+        for run in row["runs"]:
+            summary = run["summary"]
+            cells: list[Any] = [""] * (len(names) + len(counts))
+            if summary:
+                own, pooled = summary["personalised"], summary["global"]
+                cells = [own["mean"], own["std"], own["worst_decile"]]
+                cells += [pooled["accuracy"], pooled["macro_f1"], pooled["ece"]]
+                cells += [summary["zero_shot"]["on_clients"]["mean"], *(summary[name] for name in counts)]
+            varied = [row["values"].get(key, "") for key in result["varied"]]
+            writer.writerow([row["label"], *varied, run["seed"], *cells, run["folder"], run["diverged"] or ""])
+    return out.getvalue()
+
+
+def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells: mean and deviation over seeds in percent, differences paired by seed, zero-shot first.
+
+    The best row is in bold where images for validation were scored; a choice on test images would be none. A `p` is of
+    the t test for pairs (Student 1908) of a row and the first one, over seeds and so over partitions, uncorrected.
+    """
+    headings = ["", *FIGURES, "vs first row", "p", "numbers sent"]
+    first = result["rows"][0]
+    zero = [
+        _spread([_at(run["summary"], place) for run in first["runs"] if run["summary"]])
+        for place in _ZERO_SHOT.values()
+    ]
+    rows = [["zero-shot", *zero, "", "", "0"]]
+    own = [_by_seed(row) for row in result["rows"]]
+    means = [float(np.mean([*values.values()])) if values else -1.0 for values in own]
+    best = int(np.argmax(means)) if result["split"] == "validation" else -1
+    for number, (row, values) in enumerate(zip(result["rows"], own, strict=True)):
+        summaries = [run["summary"] for run in row["runs"] if run["summary"]]
+        shares = bool(summaries) and summaries[0]["uplink_params_per_client_round"] > 0
+        cells = [_spread([_at(summary, place) for summary in summaries]) for place in FIGURES.values()]
+        cells[-1] = cells[-1] if shares else "-"  # without a shared prompt there is no model of the federation
+        both = sorted(values.keys() & own[0].keys())
+        apart = [values[seed] - own[0][seed] for seed in both]
+        difference = "" if number == 0 else _spread(apart, sign=True)
+        sent = f"{summaries[0]['uplink_params_per_client_round']:,}" if summaries else "-"
+        cells = [row["label"], *cells, difference, "" if number == 0 else _p(apart), sent]
+        if lost := len(row["runs"]) - len(summaries):
+            cells[0] += f" ({lost} of {len(row['runs'])} diverged)"
+        rows.append([f"**{cell}**" if cell and number == best else cell for cell in cells])
+    return headings, rows
+
+
+def as_markdown(result: dict[str, Any]) -> str:
+    headings, rows = table(result)
+    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
+    seeds = len(result["seeds"])
+    said = (
+        f"Accuracy in % on {result['split']} images, mean ± standard deviation over {seeds} seed{'s' * (seeds != 1)}, "
+        "each with a partition of its own. Clients' own: each client's images, mean over clients; worst tenth: over "
+        "the worst tenth of clients; pooled: all images, with the shared prompt alone. Differences and p (t test, "
+        "uncorrected) are paired by seed, on equal partitions."
+    )
+    return "\n".join([said, "", *(f"| {' | '.join(line)} |" for line in lines), ""])
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    """The table on a terminal, without what everybody sends."""
+    headings, rows = table(result)
+    title = f"accuracy in % on {result['split']} images"
+    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for number, heading in enumerate(headings[:-1]):
+        shown.add_column(heading.partition(",")[0], justify="right" if number else "left", no_wrap=number > 0)
+    for row in rows:
+        shown.add_row(*(f"[bold]{cell[2:-2]}[/bold]" if cell.startswith("**") else cell for cell in row[:-1]))
+    console.print(shown)
+
+
+def pictures(result: dict[str, Any]) -> dict[str, bytes]:
+    """PNGs by name: the clients' own accuracy along each key, and a heat map where two keys are crossed."""
+    made = {}
+    varied = [key for key in result["varied"] if len({str(row["values"].get(key)) for row in result["rows"]}) > 1]
+    for key in varied:
+        made[f"by_{key}"] = _line(result, key, varied)
+    crossed = {tuple(str(row["values"].get(key)) for key in varied) for row in result["rows"]}
+    if len(varied) == 2 and len(crossed) == np.prod(
+        [len({str(row["values"][k]) for row in result["rows"]}) for k in varied]
+    ):
+        made["heat_map"] = _heat_map(result, *varied)
+    return made
+
+
+def _line(result: dict[str, Any], key: str, varied: list[str]) -> bytes:
+    """Mean and deviation over seeds along one key, a line for each setting of the others."""
+    figure, axes = _canvas()
+    others = [other for other in varied if other != key]
+    lines: dict[str, list[tuple[Any, list[float]]]] = {}
+    for row in result["rows"]:
+        values = [*_by_seed(row).values()]
+        if values:
+            name = ", ".join(f"{other.rpartition('.')[2]} = {row['values'].get(other)}" for other in others)
+            lines.setdefault(name, []).append((row["values"].get(key), values))
+    numeric = all(isinstance(value, (int, float)) for points in lines.values() for value, _ in points)
+    labels = list(dict.fromkeys(str(value) for points in lines.values() for value, _ in points))
+    for name, points in lines.items():
+        if numeric:
+            points.sort(key=lambda point: point[0])
+        at = [value if numeric else labels.index(str(value)) for value, _ in points]
+        mean = 100 * np.array([np.mean(values) for _, values in points])
+        std = 100 * np.array([np.std(values, ddof=1) if len(values) > 1 else 0.0 for _, values in points])
+        style = "o-" if numeric else "o"
+        axes.errorbar(at, mean, std, fmt=style, capsize=3, label=name or None)
+    if not numeric:
+        axes.set_xticks(range(len(labels)), labels, rotation=20, ha="right")
+    zero = [_at(run["summary"], _ZERO_SHOT[_OWN]) for row in result["rows"] for run in row["runs"] if run["summary"]]
+    if zero:
+        axes.axhline(100 * float(np.mean(zero)), linestyle=":", color="grey", label="zero-shot")
+    if len(lines) <= 12:
+        axes.legend(fontsize="small")
+    axes.set(xlabel=key, ylabel=f"accuracy on clients' own {result['split']} images, %")
+    return _png(figure)
+
+
+def _heat_map(result: dict[str, Any], down: str, across: str) -> bytes:
+    figure, axes = _canvas()
+    values = {
+        (str(row["values"][down]), str(row["values"][across])): [*_by_seed(row).values()] for row in result["rows"]
+    }
+    rows, columns = (list(dict.fromkeys(pair[i] for pair in values)) for i in (0, 1))
+    table = np.array([[100 * np.mean(values[r, c]) if values[r, c] else np.nan for c in columns] for r in rows])
+    image = axes.imshow(table, cmap="viridis")
+    middle = np.nanmean(table)
+    for (i, j), value in np.ndenumerate(table):
+        text = f"{value:.1f}" if np.isfinite(value) else "diverged"
+        axes.text(j, i, text, ha="center", va="center", color="white" if value < middle else "black")
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set(xlabel=across, ylabel=down)
+    figure.colorbar(image, label=f"accuracy on clients' own {result['split']} images, %")
+    return _png(figure)
+
+
+def _canvas():
+    from matplotlib.figure import Figure  # no window, no global state
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _png(figure) -> bytes:
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=150)
+    return out.getvalue()
+
+
+def _by_seed(row: dict[str, Any]) -> dict[int, float]:
+    return {run["seed"]: _at(run["summary"], FIGURES[_OWN]) for run in row["runs"] if run["summary"]}
+
+
+def _at(summary: Any, place: tuple[str, ...]) -> float:
+    for name in place:
+        summary = summary[name]
+    return summary
+
+
+def _spread(values: list[float], sign: bool = False) -> str:
+    if not values:
+        return "-"
+    mean = f"{100 * np.mean(values):{'+' if sign else ''}.1f}"
+    return mean if len(values) == 1 else f"{mean} ± {100 * np.std(values, ddof=1):.1f}"
+
+
+def _p(apart: list[float]) -> str:
+    if len(apart) < 2 or np.ptp(apart) == 0:
+        return "-"
+    from scipy.stats import ttest_1samp
+
+    found: Any = ttest_1samp(apart, 0.0)
+    return f"{found.pvalue:.3f}"

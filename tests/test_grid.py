@@ -1,0 +1,94 @@
+"""What a sweep's configuration says, and what makes no sense in it."""
+
+import pytest
+from ml_collections import ConfigDict
+
+from fedrsclip_jax import config as configuration
+from fedrsclip_jax import grid
+from fedrsclip_jax.errors import InputError
+from tests.conftest import REPOSITORY
+
+GRID = {"method.pacl_weight": (0.0, 0.3), "local.learning_rate": (0.1,)}
+
+
+def written(**group) -> dict:
+    return {"rounds": 3, "sweep": group}
+
+
+def test_every_combination_is_a_row_and_every_seed_a_run():
+    read = grid.read(written(grid={"method.pacl_weight": (0, 0.3), "cohort": (2, 4)}, seeds=3) | {"seed": 5})
+    assert read.varied == ("method.pacl_weight", "cohort")
+    assert [row.label for row in read.rows] == [
+        "pacl_weight=0, cohort=2",
+        "pacl_weight=0, cohort=4",
+        "pacl_weight=0.3, cohort=2",
+        "pacl_weight=0.3, cohort=4",
+    ]
+    last = read.rows[-1]
+    assert last.values == {"method.pacl_weight": 0.3, "cohort": 4}
+    assert [run.seed for run in last.runs] == [5, 6, 7]
+    assert {(run.method.pacl_weight, run.cohort, run.rounds, run.seeds) for run in last.runs} == {(0.3, 4, 3, 1)}
+
+
+def test_zipped_values_go_together_under_their_labels():
+    group = {
+        "zip": {"method.name": ("promptfl", "fedrsclip"), "partition.clients": (10, 1)},
+        "labels": ("shared only", "pooled"),
+        "grid": {"cohort": (1,)},
+    }
+    read = grid.read(written(**group))
+    assert [row.label for row in read.rows] == ["shared only, cohort=1", "pooled, cohort=1"]
+    assert [row.values["method.name"] for row in read.rows] == ["promptfl", "fedrsclip"]
+    assert [row.runs[0].partition.clients for row in read.rows] == [10, 1]
+
+
+def test_groups_may_be_nested_and_the_command_line_comes_last():
+    config = ConfigDict({"rounds": 3, "sweep": {"seeds": 2, "grid": {"method": {"pacl_weight": (0.0, 1.0)}}}})
+    overrides = [
+        ("rounds", "7"),
+        ("sweep.seeds", "1"),
+        ("sweep.grid.method.pacl_weight", "0.2,0.4,0.6"),
+        ("sweep.zip.method.name", "promptfl,fedrsclip"),
+    ]
+    read = grid.read(config, overrides)
+    assert read.base.rounds == 7
+    assert len(read.rows) == 6
+    assert [row.values["method.pacl_weight"] for row in read.rows[:3]] == [0.2, 0.4, 0.6]
+    assert {len(row.runs) for row in read.rows} == {1}
+
+
+@pytest.mark.parametrize(
+    ("group", "words"),
+    [
+        ({}, "varies nothing"),
+        ({"grid": {"method.pacl_wieght": (0, 1)}}, "pacl_wieght"),
+        ({"grid": {"method.pacl_weight": 0.3}}, "no list of values"),
+        ({"grid": {"method.pacl_weight": ()}}, "no list of values"),
+        ({"grid": {"method.pacl_weight": (-1.0,)}}, "out of range"),
+        ({"grid": {"method.pacl_weight": (0.1, 0.1)}}, "alike"),
+        ({"grid": {"seed": (1, 2)}}, r"sweep\.seeds"),
+        ({"grid": GRID, "zip": {"method.pacl_weight": (1.0,)}}, "leave one"),
+        ({"zip": {"cohort": (1, 2), "rounds": (1,)}}, "unequal length"),
+        ({"zip": {"cohort": (1, 2)}, "labels": ("one",)}, r"sweep\.labels are 1"),
+        ({"grid": GRID, "seeds": 0}, r"sweep\.seeds"),
+        ({"grid": GRID, "seeds": True}, r"sweep\.seeds"),
+        ({"grid": 3}, "no group"),
+        ({"grids": GRID}, r"sweep\.grids"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(group, words):
+    with pytest.raises(InputError, match=words):
+        grid.read(written(**group))
+
+
+@pytest.mark.parametrize("override", [("sweep.seeds", "x"), ("sweep.grid", "1"), ("sweep.rows", "2")])
+def test_bad_overrides_are_refused(override):
+    with pytest.raises(InputError, match=r"sweep\."):
+        grid.read(written(grid=GRID), [override])
+
+
+@pytest.mark.parametrize("file", sorted((REPOSITORY / "configs").glob("ablation_*.py")), ids=lambda file: file.stem)
+def test_shipped_ablations_make_sense(file):
+    read = grid.read(configuration.load_file(str(file)))
+    assert len(read.rows) >= 7
+    assert {len(row.runs) for row in read.rows} == {5}
