@@ -1,6 +1,8 @@
 """What a federation starts from: a method's variables, drawn from the run's seed."""
 
+import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -8,12 +10,13 @@ from flax import nnx
 from jaxtyping import PRNGKeyArray, PyTree
 
 from fedrsclip_jax.clip.backbone import Backbone
-from fedrsclip_jax.config import Config
+from fedrsclip_jax.config import Config, MethodConfig
 from fedrsclip_jax.federated.population import Population
 from fedrsclip_jax.methods.base import Private, Shared
 
 # Streams of the run's key.
 SHARED, PRIVATE, ROUNDS = range(3)
+_WEIGHTS: Any = {"pacl_weight": 0.0, "cmfac_weight": 0.0, "contrastive_weight": 0.0, "temperature": 1.0}
 
 
 def initial(
@@ -35,12 +38,16 @@ def initial(
     # A trainable variable that is neither Shared nor Private makes this split fail: nobody would own it.
     graph, shared, _ = nnx.split(module, Shared, Private)
 
-    @jax.jit
-    def draw(ids, backbone, start):
-        def one(client):
-            own = jax.random.fold_in(jax.random.fold_in(key, PRIVATE), client)
-            return nnx.split(make(config.method, backbone, own, start), Shared, Private)[2]
+    # Weights of the loss decide nothing here, and would compile the draw anew for each run of a sweep.
+    method, privates = dataclasses.replace(config.method, **_WEIGHTS), jax.random.fold_in(key, PRIVATE)
+    return graph, shared, Population(lambda ids: _draw(make, method, privates, ids, backbone, start), clients)
 
-        return jax.vmap(one)(ids)
 
-    return graph, shared, Population(lambda ids: draw(ids, backbone, start), clients)
+@partial(jax.jit, static_argnums=(0, 1))
+def _draw(make, method: MethodConfig, key: PRNGKeyArray, ids, backbone: Backbone, start: Any) -> PyTree:
+    """Initial private variables of some clients."""
+
+    def one(client):
+        return nnx.split(make(method, backbone, jax.random.fold_in(key, client), start), Shared, Private)[2]
+
+    return jax.vmap(one)(ids)

@@ -38,6 +38,9 @@ class Population:
 
     def gather(self, ids: Int[np.ndarray, " clients"]) -> PyTree:
         """Private variables of clients, stacked; a negative number (padding) gives some finite value."""
+        if self._leaves is not None and self._row and all(int(k) in self._row for k in ids if k >= 0):
+            rows = [self._row[int(k)] if k >= 0 else 0 for k in ids]  # nobody is new
+            return jax.tree.unflatten(self._tree, [kept[rows] for kept in self._leaves])
         ids = np.maximum(ids, 0)
         leaves = [np.array(leaf) for leaf in jax.tree.leaves(self._draw(ids.astype(np.int32)))]
         known = [(slot, self._row[int(k)]) for slot, k in enumerate(ids) if int(k) in self._row]

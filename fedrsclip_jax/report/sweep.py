@@ -165,7 +165,7 @@ def _heat_map(result: dict[str, Any], down: str, across: str) -> bytes:
     }
     rows, columns = (list(dict.fromkeys(pair[i] for pair in values)) for i in (0, 1))
     table = np.array([[100 * np.mean(values[r, c]) if values[r, c] else np.nan for c in columns] for r in rows])
-    image = axes.imshow(table, cmap="viridis")
+    image = axes.imshow(table, cmap="viridis", aspect="auto")
     middle = np.nanmean(table)
     for (i, j), value in np.ndenumerate(table):
         text = f"{value:.1f}" if np.isfinite(value) else "diverged"
