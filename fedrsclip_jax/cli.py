@@ -221,7 +221,7 @@ def _sweep(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
 
     read = grid.read(configuration.load_file(known.config), overrides)
     known.workdir = _workdir(known.workdir, known.config)
-    _a_device_a_core()
+    _as_devices()
 
     from rich.console import Console
 
@@ -238,15 +238,16 @@ def _sweep(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     print(f"results in {known.workdir}")
 
 
-def _a_device_a_core() -> None:
-    """Lets JAX, which has not started, see a CPU as one device a core, unless the user has said how many.
+def _as_devices() -> None:
+    """Lets JAX, which has not started, see a CPU as several devices, unless the user has said how many.
 
-    Runs side by side then have a core each, where products of small towers keep no two of them busy.
+    Products of small towers keep no two cores busy, and one run's waits are another's work: two devices a core, up to
+    eight, as each holds the frozen weights.
     """
     flag = "--xla_force_host_platform_device_count"
     said = os.environ.get("XLA_FLAGS", "")
     if flag not in said and hasattr(os, "sched_getaffinity"):
-        os.environ["XLA_FLAGS"] = f"{said} {flag}={len(os.sched_getaffinity(0))}".strip()
+        os.environ["XLA_FLAGS"] = f"{said} {flag}={min(2 * len(os.sched_getaffinity(0)), 8)}".strip()
 
 
 def _evaluate(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.sweep [--rounds 50] [--alone 2]
 
-Four weights of PACL with four seeds. Both sides are whole processes as a user starts them, from nothing but images that
+Four weights of PACL with four seeds, unless told otherwise. Both sides are whole processes as a user starts them, from nothing but images that
 are encoded already and programs that are compiled already. Of the separate calls only some are made, one of each of
 the first seeds, and their mean is taken sixteen times.
 """
@@ -19,8 +19,6 @@ from pathlib import Path
 from tests.benchmarks import timing
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-WEIGHTS = (0.0, 0.1, 0.3, 1.0)
-SEEDS = 4
 
 
 def seconds_of(words: list[str], cache: Path) -> float:
@@ -34,8 +32,11 @@ def seconds_of(words: list[str], cache: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--weights", type=float, nargs="+", default=[0.0, 0.1, 0.3, 1.0])
+    parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--alone", type=int, default=2, help="separate calls that are made")
     arguments = parser.parse_args()
+    weights, seeds = arguments.weights, arguments.seeds
     print(timing.machine(), flush=True)
     began = time.perf_counter()
     common = ["--quiet", "--config=configs/quickstart.py", "--config.baselines=", "--config.seeds=1"]
@@ -44,13 +45,13 @@ def main() -> None:
         cache = folder / "cache"
 
         def alone(number: int, rounds: int, into: str) -> float:
-            keys = [f"--config.seed={number % SEEDS}", f"--config.method.pacl_weight={WEIGHTS[number // SEEDS]}"]
+            keys = [f"--config.seed={number % seeds}", f"--config.method.pacl_weight={weights[number // seeds]}"]
             keys += [f"--config.rounds={rounds}", f"--workdir={folder / into}"]
             return seconds_of(["train", *common, *keys], cache)
 
         def together(rounds: int, into: str) -> float:
-            weights = ",".join(map(str, WEIGHTS))
-            keys = [f"--config.sweep.seeds={SEEDS}", f"--config.sweep.grid.method.pacl_weight={weights}"]
+            values = ",".join(map(str, weights))
+            keys = [f"--config.sweep.seeds={seeds}", f"--config.sweep.grid.method.pacl_weight={values}"]
             keys += [f"--config.rounds={rounds}", f"--workdir={folder / into}"]
             return seconds_of(["sweep", *common, *keys], cache)
 
@@ -60,7 +61,7 @@ def main() -> None:
         together(every, "warm-together")
         whole = together(arguments.rounds, "together")
         each = [alone(number, arguments.rounds, f"alone{number}") for number in range(arguments.alone)]
-    runs = len(WEIGHTS) * SEEDS
+    runs = len(weights) * seeds
     apart = runs * statistics.mean(each)
     timing.print_table(
         f"{runs} runs of {arguments.rounds} rounds, seconds",

@@ -17,6 +17,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from fedrsclip_jax import cli, experiment
+from fedrsclip_jax.checkpoint import Checkpoints
 from fedrsclip_jax.federation import Federation
 from fedrsclip_jax.interrupt import Interrupt
 from tests.conftest import REPOSITORY
@@ -57,6 +58,13 @@ def left(workdir: Path) -> dict:
     summary = json.loads((workdir / "summary.json").read_text())
     kept = {name: value for name, value in summary.items() if name not in OF_THE_CLOCK}
     return {"lines": (workdir / "metrics.jsonl").read_text(), **kept}
+
+
+def prompts(workdir: Path) -> list[np.ndarray]:
+    """Shared and private prompts of the last checkpoint."""
+    with Checkpoints(workdir) as checkpoints:
+        saved = checkpoints.restore()
+    return [*saved.shared, *saved.population["leaves"].values()]
 
 
 def check_refused(answer: tuple[int, str], *words: str) -> None:
@@ -121,6 +129,8 @@ def test_on_another_number_of_devices(train, tmp_path, devices, ordered):
     assert parts["devices"] == int(devices)
     if ordered == "true":
         assert parts["state_sha256"] == whole["state_sha256"]
+    for ours, theirs in zip(prompts(tmp_path / "parts"), prompts(tmp_path / "whole"), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
     assert parts["personalised"]["mean"] == pytest.approx(whole["personalised"]["mean"], abs=1e-6)
     for ours, theirs in zip(parts["lines"].splitlines(), whole["lines"].splitlines(), strict=True):
         assert json.loads(ours)["loss"] == pytest.approx(json.loads(theirs)["loss"], abs=1e-6)
