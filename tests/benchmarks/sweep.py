@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.sweep [--rounds 50] [--alone 2]
 
-Four weights of PACL with four seeds, unless told otherwise. Both sides are whole processes as a user starts them, from nothing but images that
-are encoded already and programs that are compiled already. Of the separate calls only some are made, one of each of
-the first seeds, and their mean is taken sixteen times.
+Four weights of PACL with four seeds, unless told otherwise. Both sides are whole processes as a user starts them, from
+nothing but images that are encoded already and programs that are compiled already. Of the separate calls only some are
+made, one of each of the first seeds, and their mean is taken for all.
 """
 
 import argparse
