@@ -247,6 +247,8 @@ def resolve(cls: type[T], written: Written, overrides: Sequence[tuple[str, str]]
     """
     known = {name: (kind, f) for name, kind, f in keys(cls)}
     values: dict[str, Any] = {}
+    if "sweep" in dict(written.items()):
+        raise InputError("this configuration has a group `sweep`, and is many runs; use fedrsclip sweep")
     for name, value in _flatten(written, known):
         values[name] = _typed(name, value, *_look_up(name, known))
     for name, text in overrides:

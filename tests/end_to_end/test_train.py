@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from fedrsclip_jax import cli, compilation, federation
+from fedrsclip_jax import cli, compilation, federation, grid
 from fedrsclip_jax import config as configuration
 from fedrsclip_jax.data.partition import Partition
+from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.federated import engine
 from fedrsclip_jax.federated.round import run_rounds
 from tests.conftest import REPOSITORY
@@ -241,8 +242,14 @@ def test_every_shipped_configuration_is_valid():
     files = sorted((REPOSITORY / "configs").glob("*.py"))
     assert len(files) >= 4
     for file in files:
-        kind = configuration.PretrainConfig if file.stem.startswith("pretrain") else configuration.Config
-        configuration.resolve(kind, configuration.load_file(str(file)))
+        written = configuration.load_file(str(file))
+        if file.stem.startswith("ablation"):
+            with pytest.raises(InputError, match="use fedrsclip sweep"):
+                configuration.resolve(configuration.Config, written)
+            grid.read(written)
+        else:
+            kind = configuration.PretrainConfig if file.stem.startswith("pretrain") else configuration.Config
+            configuration.resolve(kind, written)
         assert "fedrsclip" in file.read_text().split('"""')[1] or "launch/local.sh" in file.read_text().split('"""')[1]
 
 
