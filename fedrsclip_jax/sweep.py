@@ -73,7 +73,11 @@ def sweep(
     """
     if jax.process_count() > 1:
         raise InputError("sweep is the work of one process; start it without FEDRSCLIP_PROCESSES")
+    if grid.base.spmd.features == "streamed":
+        raise InputError("spmd.features = 'streamed': runs of a sweep share images on the devices; leave it at 'auto'")
     workdir.check(folder)
+    if (folder / "config.json").is_file() and "sweep" not in read_json(folder / "config.json"):
+        raise InputError(f"--workdir: {folder} holds a single run; name a new folder, so that it is not overwritten")
     _check_same_images(grid)
     task = load_task(grid.base)
     homes = {

@@ -96,7 +96,7 @@ def as_markdown(result: dict[str, Any]) -> str:
         f"Accuracy in % on {result['split']} images, mean ± standard deviation over {seeds} seed{'s' * (seeds != 1)}, "
         "each with a partition of its own. Clients' own: each client's images, mean over clients; worst tenth: over "
         "the worst tenth of clients; pooled: all images, with the shared prompt alone. Differences and p (t test, "
-        "uncorrected) are paired by seed, on equal partitions."
+        "uncorrected) are paired by seed; partitions are equal where rows do not vary them."
     )
     return "\n".join([said, "", *(f"| {' | '.join(line)} |" for line in lines), ""])
 

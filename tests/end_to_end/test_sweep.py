@@ -138,6 +138,7 @@ def test_more_runs_than_fit_side_by_side_are_several_programs(monkeypatch, tmp_p
         (("--config.sweep.grid.data.image_size=32,64",), "share images"),
         (("--config.sweep.grid.partition.clients=4,5000",), "5000"),
         (("--config.sweep.grid.method.name=promptfl,nope",), "nope"),
+        ((WEIGHTS, "--config.spmd.features=streamed"), "share images"),
     ],
 )
 def test_bad_sweeps_are_refused_before_anything_is_written(command, tmp_path, flags, words):
@@ -146,3 +147,12 @@ def test_bad_sweeps_are_refused_before_anything_is_written(command, tmp_path, fl
     assert err.count("\n") == 1
     assert words in err
     assert not (tmp_path / "sweep").exists()
+
+
+def test_the_folder_of_a_single_run_is_refused(command, tmp_path):
+    assert command("train", "run", "--config.rounds=1")[0] == 0
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    code, err = command("sweep", "run", WEIGHTS)
+    assert code == 2
+    assert "holds a single run" in err
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
