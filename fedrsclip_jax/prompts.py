@@ -11,7 +11,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -25,7 +24,6 @@ from fedrsclip_jax.clip.model import CLIPConfig
 from fedrsclip_jax.config import Config
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.files import write_bytes
-from fedrsclip_jax.methods.base import Private, Shared
 
 KEPT = "initial_prompts.safetensors"
 
@@ -120,19 +118,19 @@ def starting_from(prompts: Prompts, make: Callable[..., nnx.Module]) -> Callable
     """A method of which every module starts from given prompts, without noise, instead of its draw.
 
     The shared prompt goes to the federation's, the private one to every client's. A method with prompts of one kind
-    takes the one of that kind, or the one there is; what a file does not hold is drawn as ever.
+    takes the one of that kind, or the one there is; what a file does not hold is drawn as ever, and so are variables
+    that are no prompts (of an adapter, say): a method's prompts are its attributes `shared` and `private`.
     """
     if not prompts.present:
         return make
 
     def made(*arguments) -> nnx.Module:
         module = make(*arguments)
-        states = {kind: nnx.state(module, kind) for kind in (Shared, Private)}
-        kinds = [kind for kind, state in states.items() if jax.tree.leaves(state)]
-        for kind, own, other in ((Shared, *prompts), (Private, *prompts[::-1])):
+        kinds = [kind for kind in ("shared", "private") if hasattr(module, kind)]
+        for kind, own, other in (("shared", *prompts), ("private", *prompts[::-1])):
             prompt = other if own is None and kinds == [kind] else own
             if prompt is not None and kind in kinds:
-                nnx.update(module, jax.tree.map(lambda _, p=prompt: jnp.asarray(p), states[kind]))
+                getattr(module, kind)[...] = jnp.asarray(prompt)
         return module
 
     return made

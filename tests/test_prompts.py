@@ -22,6 +22,7 @@ from fedrsclip_jax.methods import METHODS
 from fedrsclip_jax.methods.base import Private, Shared
 from fedrsclip_jax.progress import Progress
 from fedrsclip_jax.prompts import KEPT, Prompts, imported, keep, kept, read, starting_from
+from tests import toy
 from tests.runs import ROUNDS, finished
 
 RNG = np.random.default_rng(5)
@@ -269,3 +270,14 @@ def test_without_pytorch_it_says_what_to_install(tmp_path, refused, monkeypatch)
     monkeypatch.setitem(sys.modules, "torch", None)
     with refused(path, "pip install fedrsclip_jax[torch]", "safetensors:FILE"):
         read(f"coop:{path}")
+
+
+@pytest.mark.parametrize(("name", "takes"), [("fedpgp", True), ("fedclip", False), ("linear_probe", False)])
+def test_variables_that_are_no_prompts_are_drawn_as_ever(tiny_folder, name, takes):
+    config, backbone = toy.settings(**{"method.name": name}), toy.backbone(tiny_folder)
+    key = jax.random.key(0)
+    module, drawn = (make(config.method, backbone, key) for make in (starting_from(BOTH, METHODS[name]), METHODS[name]))
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), nnx.state(module), nnx.state(drawn))
+    assert jax.tree.leaves(same).count(False) == takes
+    if takes:
+        np.testing.assert_array_equal(module.shared[...], BOTH.shared)
