@@ -3,8 +3,9 @@
     python -m tests.faults.kill [--times 50] [--seed 0]
 
 Five kills fall on one run, one in each phase of `victim` and in changing order but for the encoding, which comes first;
-then it is left to end. Whatever the moment, the prompts have to end in the same bits, and `metrics.jsonl` in the same
-bytes. Starts that found a checkpoint to go on from are counted, as a run that always begins anew would end alike, too.
+then it is left to end. The last of the five waits for a checkpoint. Whatever the moment, the prompts have to end in the
+same bits, and `metrics.jsonl` in the same bytes. Starts that found a checkpoint to go on from are counted, as a run
+that always begins anew would end alike, too.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.faults.victim import PHASES
+from tests.faults.victim import PHASES, has_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FLAGS = (
@@ -65,11 +66,6 @@ def left(workdir: Path) -> dict[str, object]:
     return {"lines": (workdir / "metrics.jsonl").read_bytes(), "best": best, **summary}
 
 
-def has_checkpoint(workdir: Path) -> bool:
-    """Whether there is one under its final name."""
-    return any(path.name.isdecimal() for path in (workdir / "checkpoints").glob("*"))
-
-
 def kill(times: int, seed: int, say=print) -> tuple[dict[str, int], int]:
     """Kills `times` times; how often in each phase, and how many starts after a kill found a checkpoint.
 
@@ -89,10 +85,13 @@ def kill(times: int, seed: int, say=print) -> tuple[dict[str, int], int]:
             workdir, cache = folder / f"run{done}", folder / f"cache{done}"
             first, *others = PHASES
             lots.shuffle(others)
-            for phase in [first, *others][: times - done]:
+            phases = [first, *others][: times - done]
+            for phase in phases:
+                after = str(workdir) if phase == phases[-1] != first else "-"
                 began = time.monotonic()
                 went_on += has_checkpoint(workdir)
-                code = start(["tests.faults.victim", phase, str(lots.randrange(2**31))], workdir, cache, xla)
+                victim = ["tests.faults.victim", phase, str(lots.randrange(2**31)), after]
+                code = start(victim, workdir, cache, xla)
                 assert code == -signal.SIGKILL, f"the run ended before it could be killed in the phase: {phase}"
                 counts[phase] += 1
                 done += 1

@@ -1,9 +1,10 @@
 """The command line in a process that kills itself, without a word to anybody, while it is at something.
 
-    python -m tests.faults.victim PHASE SEED ARGUMENTS OF fedrsclip...
+    python -m tests.faults.victim PHASE SEED FOLDER ARGUMENTS OF fedrsclip...
 
 A thread looks every millisecond at what the others are doing. It lets them enter PHASE some times, a number drawn by
-lot, and then draws a lot at each look, until one falls and the process is gone by SIGKILL.
+lot, and then draws a lot at each look, until one falls and the process is gone by SIGKILL. With a run's FOLDER (- for
+none) it begins to look when that holds a checkpoint.
 """
 
 import os
@@ -12,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
 # By phase: a function on the stack of some thread, the entry into it at which death comes at the latest, and the chance
 # of death at each look from the drawn entry on.
@@ -24,10 +26,17 @@ PHASES = {
 }
 
 
-def watch(phase: str, seed: int) -> None:
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether there is one under its final name."""
+    return any(path.name.isdecimal() for path in (workdir / "checkpoints").glob("*"))
+
+
+def watch(phase: str, seed: int, folder: str) -> None:
     (file, function), most, chance = PHASES[phase]
     lots = random.Random(seed)
     fatal, entries, inside = lots.randint(1, most), 0, None
+    while folder != "-" and not has_checkpoint(Path(folder)):
+        time.sleep(0.001)
     while True:
         time.sleep(0.001)
         before, inside = inside, None
@@ -42,7 +51,7 @@ def watch(phase: str, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    threading.Thread(target=watch, args=(sys.argv[1], int(sys.argv[2])), daemon=True).start()
+    threading.Thread(target=watch, args=(sys.argv[1], int(sys.argv[2]), sys.argv[3]), daemon=True).start()
     from fedrsclip_jax import cli
 
-    sys.exit(cli.main(sys.argv[3:]))
+    sys.exit(cli.main(sys.argv[4:]))
