@@ -13,16 +13,13 @@ from rich.table import Table
 
 from fedrsclip_jax import distributed, experiment, workdir
 from fedrsclip_jax.config import Config, digest, to_dict
-from fedrsclip_jax.data.sources import fingerprint
-from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.federated.mesh import make_mesh
 from fedrsclip_jax.files import write_json
 from fedrsclip_jax.interrupt import Interrupt
 from fedrsclip_jax.methods import find_method
 from fedrsclip_jax.progress import Progress
-from fedrsclip_jax.prompts import imported
 from fedrsclip_jax.report.page import write_report
-from fedrsclip_jax.task import divide, encode_images, load_task
+from fedrsclip_jax.task import encode_images, load_task
 
 TITLES = {
     "zero_shot": "zero-shot",
@@ -59,32 +56,16 @@ def compare(
         find_method(name, "method.name" if name == config.method.name else "baselines")
     with distributed.together():
         workdir.check(folder)
-        if config.cohort > config.partition.clients:
-            raise InputError(
-                f"cohort = {config.cohort} of partition.clients = {config.partition.clients}; use at most that, or 0 "
-                "for everyone"
-            )
         task = load_task(config)
-        # What does not fit is refused before the images are encoded, which can take long.
-        for seed in range(config.seed, config.seed + config.seeds):
-            divide(dataclasses.replace(config, seed=seed), task)
-        task.backbone(config.method)
-        task.context_start(config.method)
-        prompts = imported(config, task.clip_config)
         make_mesh(config.spmd.devices)
-        held = {
-            "configuration": digest(config),
-            "backbone": task.digest,
-            "data.source": fingerprint(task.source),
-            "init_from": prompts.digest,
-        }
-    distributed.check_same(held)
+        seeds = range(config.seed, config.seed + config.seeds)
+        for seed in seeds:
+            known = experiment.check_settings(dataclasses.replace(config, seed=seed), task)
+    distributed.check_same({"configuration": digest(config), **known})
     with workdir.claim(folder) as dead:
         if dead:
             progress.say(f"{folder}: taken over from {dead}, which is dead")
-        rows = [(seed, name) for seed in range(config.seed, config.seed + config.seeds) for name in reversed(names)]
-        runs = [_row(config, folder, *row) for row in rows]
-        known = {"backbone": task.digest, "data": fingerprint(task.source), "initial_prompts": prompts.digest}
+        runs = [_row(config, folder, seed, name) for seed in seeds for name in reversed(names)]
         with distributed.together():  # before the images are encoded, too
             for alone, own in runs:
                 experiment.check_earlier(alone, own, known, allowed)

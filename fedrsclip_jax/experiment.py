@@ -17,11 +17,14 @@ from fedrsclip_jax.data.features import Features
 from fedrsclip_jax.data.sources import fingerprint
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.evaluate import score_zero_shot
+from fedrsclip_jax.federated.aggregate import ServerPlan
+from fedrsclip_jax.federated.aggregate import check as check_aggregator
 from fedrsclip_jax.federated.engine import Diverged, Done
 from fedrsclip_jax.federation import Federation
 from fedrsclip_jax.files import make_folder, read_json, write_json, write_text
 from fedrsclip_jax.interrupt import Interrupt
 from fedrsclip_jax.ledger import Ledger
+from fedrsclip_jax.methods import find_method
 from fedrsclip_jax.progress import Progress
 from fedrsclip_jax.prompts import KEPT, Prompts, imported, keep
 from fedrsclip_jax.task import Task, divide
@@ -86,6 +89,7 @@ class Run:
     Attributes:
       title: for people.
       finished: the summary of an earlier start that came to the end; then there is nothing to do.
+      identity: digests of backbone, data, partition and initial prompts.
       federation, ledger: the state, and what was counted so far.
     """
 
@@ -119,13 +123,13 @@ class Run:
         with distributed.together():
             clients = divide(config, task, features.readable)
             self._prompts = imported(config, task.clip_config)
-            self._identity = {
+            self.identity = {
                 "backbone": task.digest,
                 "data": fingerprint(task.source),
                 "partition": clients.digest(),
                 "initial_prompts": self._prompts.digest,
             }
-            self.finished = check_earlier(config, folder, self._identity, allowed)
+            self.finished = check_earlier(config, folder, self.identity, allowed)
         if self.finished is not None:
             return
         building: dict[str, float] = {"compile": 0.0, "start": 0.0}
@@ -210,7 +214,7 @@ class Run:
             "processes": jax.process_count(),
             "clients_per_device": federation.lanes,
             "state_sha256": federation.digest(),
-            **{f"{name}_sha256": digest for name, digest in self._identity.items()},
+            **{f"{name}_sha256": digest for name, digest in self.identity.items()},
             "config_sha256": configuration.digest(config),
         }
         with distributed.together():
@@ -224,7 +228,7 @@ class Run:
         self._best = self._stack.enter_context(Checkpoints(folder, None, BEST))
         with distributed.together():
             saved = self._checkpoints.newest()
-            ledger = self.ledger = _opened(saved, config, self._identity, self._allowed)
+            ledger = self.ledger = _opened(saved, config, self.identity, folder, self._allowed)
             if saved:
                 federation.restore(saved.server(federation.server), saved.population)
         distributed.check_same({"checkpoint": str(ledger.round)})
@@ -234,7 +238,7 @@ class Run:
             make_folder(folder)
             for phase, spent in self._before.items():
                 ledger.seconds[phase] += spent
-            _write_start(config, folder, self._identity, federation, self._prompts, ledger)
+            _write_start(config, folder, self.identity, federation, self._prompts, ledger)
         if saved:
             self._progress.say(f"{self.title}: goes on after round {ledger.round}")
         self._zero_shot = score_zero_shot(
@@ -256,12 +260,36 @@ class Run:
 
     def _save(self, to: Checkpoints) -> None:
         ledger = self.ledger
-        record = {"config": configuration.to_dict(self.config), "identity": self._identity, "ledger": ledger.to_dict()}
+        record = {"config": configuration.to_dict(self.config), "identity": self.identity, "ledger": ledger.to_dict()}
         with distributed.together():
             to.save(ledger.round, self.federation.server, self.federation.population, record)
             if to is self._checkpoints and len(self._best.rounds()) > 1:
                 to.wait()  # once one is on disk that knows of the best, the others can go
                 self._best.delete_but(ledger.best)
+
+
+def check_settings(config: Config, task: Task) -> dict[str, str]:
+    """Refuses what does not fit before the images are encoded, which can take long.
+
+    Returns:
+      What is known by then of the run's identity: digests of backbone, data and initial prompts.
+
+    Raises:
+      InputError: an unknown method, more clients a round than there are, an aggregator that cannot do its work on so
+        few, images that cannot be divided so, prompts that do not fit the backbone.
+    """
+    find_method(config.method.name)
+    if config.cohort > config.partition.clients:
+        raise InputError(
+            f"cohort = {config.cohort} of partition.clients = {config.partition.clients}; use at most that, or 0 for "
+            "everyone"
+        )
+    clients = divide(config, task)
+    check_aggregator(ServerPlan.of(config), config.cohort or clients.num_clients)
+    task.backbone(config.method)
+    task.context_start(config.method)
+    prompts = imported(config, task.clip_config)
+    return {"backbone": task.digest, "data": fingerprint(task.source), "initial_prompts": prompts.digest}
 
 
 def check_earlier(
@@ -283,7 +311,9 @@ def check_earlier(
     if not (folder / "summary.json").is_file():
         return None
     summary = read_json(folder / "summary.json", "rounds", "seed", "split", "personalised", "global", "zero_shot")
-    if summary["rounds"] != config.rounds:
+    if summary["rounds"] > config.rounds:
+        raise _too_far(config.rounds, summary["rounds"], folder)
+    if summary["rounds"] < config.rounds:
         return None
     if changed:
         raise InputError(
@@ -293,7 +323,16 @@ def check_earlier(
     return summary
 
 
-def _opened(saved: Saved | None, config: Config, identity: dict[str, str], allowed: Sequence[str]) -> Ledger:
+def _too_far(rounds: int, reached: int, folder: Path) -> InputError:
+    return InputError(
+        f"rounds = {rounds}, but the run in {folder} is at round {reached}; set rounds to at least that, or name a new "
+        "folder"
+    )
+
+
+def _opened(
+    saved: Saved | None, config: Config, identity: dict[str, str], folder: Path, allowed: Sequence[str]
+) -> Ledger:
     """The books of a checkpoint, or new ones.
 
     Raises:
@@ -305,10 +344,7 @@ def _opened(saved: Saved | None, config: Config, identity: dict[str, str], allow
     digests = {name: (was["identity"].get(name), digest) for name, digest in identity.items()}
     workdir.check_same(was["config"], configuration.to_dict(config), digests, allowed)
     if saved.round > config.rounds:
-        raise InputError(
-            f"rounds = {config.rounds}, but the run in this folder is at round {saved.round}; set rounds to at least "
-            "that, or name a new folder"
-        )
+        raise _too_far(config.rounds, saved.round, folder)
     return Ledger.of(was["ledger"])
 
 

@@ -20,6 +20,13 @@ from fedrsclip_jax.errors import InputError
 
 _GROUP = "sweep"
 _PARTS = ("grid", "zip", "seeds", "labels")
+# Keys that no row may change, and why.
+_FIXED = {
+    "seed": "sweep.seeds says how many seeds each row has",
+    "seeds": "sweep.seeds says how many seeds each row has",
+    "baselines": "name methods as values of method.name",
+    "eval.split": "rows are compared on the same images",
+}
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,10 @@ def read(written: Written, overrides: Sequence[tuple[str, str]] = ()) -> Grid:
       InputError: no sweep, an unknown key, values that are no list or of unequal number, a value that does not fit.
     """
     plain = {name: value for name, value in written.items() if name != _GROUP}
-    group = dict(dict(written.items()).get(_GROUP) or {})
+    given = dict(written.items()).get(_GROUP)
+    if given is not None and not isinstance(given, Written):
+        raise InputError(f"config key 'sweep' = {given!r} is no group; a sweep has {', '.join(_PARTS)}")
+    group = dict(given.items()) if given else {}
     if strange := [name for name in group if name not in _PARTS]:
         raise InputError(f"unknown config key 'sweep.{strange[0]}'; a sweep has {', '.join(_PARTS)}")
     lists = {part: dict(_lists(group.get(part) or {}, f"{_GROUP}.{part}")) for part in ("grid", "zip")}
@@ -87,10 +97,18 @@ def read(written: Written, overrides: Sequence[tuple[str, str]] = ()) -> Grid:
         raise InputError("this configuration varies nothing; give sweep.grid or sweep.zip, or use fedrsclip train")
     if twice := [key for key in lists["zip"] if key in lists["grid"]]:
         raise InputError(f"config key {twice[0]!r} stands in sweep.grid and in sweep.zip; leave one")
-    if fixed := [key for key in varied if key in ("seed", "seeds", "baselines")]:
-        raise InputError(f"config key {fixed[0]!r} cannot be varied; sweep.seeds says how many seeds each row has")
+    for key in varied:
+        if key in _FIXED:
+            raise InputError(f"config key {key!r} cannot be varied; {_FIXED[key]}")
+        if said := [text for name, text in others if name == key]:
+            raise InputError(
+                f"--config.{key}={said[0]}: the sweep varies {key}; set its values by --config.sweep."
+                f"{'grid' if key in lists['grid'] else 'zip'}.{key}=A,B"
+            )
     base = resolve(Config, plain, others)
-    labels = list(group.get("labels") or ())
+    labels = group.get("labels") or ()
+    if not isinstance(labels, (list, tuple)) or not all(isinstance(label, str) and label for label in labels):
+        raise InputError(f"config key 'sweep.labels' = {labels!r} are no names; give a list of texts, one a row of zip")
     rows = []
     for label, values in _combined(lists["zip"], lists["grid"], labels):
         runs = tuple(_with(plain, others, values, base.seed + number) for number in range(seeds))
@@ -117,6 +135,11 @@ def _lists(group: Any, prefix: str, inside: str = "") -> Iterator[tuple[str, lis
 def _combined(
     zipped: Mapping[str, Sequence[Any]], grid: Mapping[str, Sequence[Any]], labels: Sequence[str]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
+    short = {key: _shortest(key, [*zipped, *grid]) for key in (*zipped, *grid)}
+
+    def said(key: str, value: Any) -> str:
+        return f"{short[key]}={_text(value)}"
+
     lengths = {key: len(values) for key, values in zipped.items()}
     if len(set(lengths.values())) > 1:
         raise InputError(
@@ -130,12 +153,14 @@ def _combined(
     for number, line in enumerate(lines):
         for values in itertools.product(*grid.values()):
             crossed = dict(zip(grid, values, strict=True))
-            named = [labels[number]] if labels else [_said(key, value) for key, value in line.items()]
-            yield ", ".join([*named, *(_said(key, value) for key, value in crossed.items())]), {**line, **crossed}
+            named = [labels[number]] if labels else [said(key, value) for key, value in line.items()]
+            yield ", ".join([*named, *(said(key, value) for key, value in crossed.items())]), {**line, **crossed}
 
 
-def _said(key: str, value: Any) -> str:
-    return f"{key.rpartition('.')[2]}={value}"
+def _shortest(key: str, keys: Sequence[str]) -> str:
+    """A key without its groups, unless another one ends alike."""
+    name = key.rpartition(".")[2]
+    return name if sum(other.rpartition(".")[2] == name for other in keys) == 1 else key
 
 
 def _with(

@@ -6,10 +6,11 @@ once, too. Each run has a folder as `fedrsclip train` would leave it, and goes o
 """
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -18,18 +19,16 @@ from fedrsclip_jax.config import Config, digest, to_dict
 from fedrsclip_jax.data.features import Features
 from fedrsclip_jax.data.sources import fingerprint
 from fedrsclip_jax.errors import InputError
-from fedrsclip_jax.experiment import Run, check_earlier
+from fedrsclip_jax.experiment import Run, check_earlier, check_settings
 from fedrsclip_jax.federated.engine import Diverged
-from fedrsclip_jax.federated.mesh import MOST_LANES, MOST_LANES_OF_CPU
+from fedrsclip_jax.federated.mesh import MOST_LANES, MOST_LANES_OF_CPU, make_mesh
 from fedrsclip_jax.federated.together import Together, devices_of_a_run, signature
 from fedrsclip_jax.files import read_json, write_json
 from fedrsclip_jax.grid import Grid
 from fedrsclip_jax.interrupt import Interrupt
-from fedrsclip_jax.methods import find_method
 from fedrsclip_jax.progress import Progress
-from fedrsclip_jax.prompts import imported
 from fedrsclip_jax.report.sweep import write_results
-from fedrsclip_jax.task import Task, divide, encode_images, load_task
+from fedrsclip_jax.task import Task, encode_images, load_task
 
 # Keys that change no shape, or only ones that are made to agree.
 VALUES = (
@@ -50,8 +49,17 @@ VALUES = (
     "partition.classes_per_client",
     "partition.min_examples",
 )
+_LONGEST_SLUG = 100
 # Runs of one program on a device: more of them are several programs, one after another.
 MOST_RUNS, MOST_RUNS_OF_CPU = MOST_LANES, 4 * MOST_LANES_OF_CPU
+
+
+class Member(NamedTuple):
+    """A run of a sweep: where it lies, what it is, and the digests that are known before images are encoded."""
+
+    folder: Path
+    config: Config
+    known: dict[str, str]
 
 
 def sweep(
@@ -76,38 +84,74 @@ def sweep(
     if grid.base.spmd.features == "streamed":
         raise InputError("spmd.features = 'streamed': runs of a sweep share images on the devices; leave it at 'auto'")
     workdir.check(folder)
-    if (folder / "config.json").is_file() and "sweep" not in read_json(folder / "config.json"):
-        raise InputError(f"--workdir: {folder} holds a single run; name a new folder, so that it is not overwritten")
     _check_same_images(grid)
+    make_mesh(grid.base.spmd.devices)
     task = load_task(grid.base)
+    homes = _homes(grid, folder)
+    _check_earlier(grid, task, folder, allowed)
+    members = [
+        Member(homes[row.label, run.seed], run, check_settings(run, task)) for row in grid.rows for run in row.runs
+    ]
+    for member in members:
+        check_earlier(member.config, member.folder, member.known, allowed)
+    with workdir.claim(folder) as dead:
+        if dead:
+            progress.say(f"{folder}: taken over from {dead}, which is dead")
+        features = encode_images(grid.base, task, progress, interrupt)
+        write_json(folder / "identity.json", _identity(task))
+        write_json(folder / "config.json", {**to_dict(grid.base), "sweep": _written(grid)})
+        groups, programs = _groups(members), 0
+        for number, group in enumerate(groups):
+            if number and interrupt.exit_code:
+                interrupt.leave(f"{number} of {len(groups)} groups of runs are done")
+            programs += _run_group(group, task, features, progress, interrupt, allowed)
+        result = _tell(grid, homes, programs)
+        write_json(folder / "sweep.json", result)
+        write_results(result, folder)
+        return result
+
+
+def _homes(grid: Grid, folder: Path) -> dict[tuple[str, int], Path]:
+    """By label and seed: the folder of each run."""
     homes = {
         (row.label, run.seed): folder / "runs" / f"{_slug(row.label)}-seed{run.seed}"
         for row in grid.rows
         for run in row.runs
     }
     if len(set(homes.values())) < len(homes):
-        raise InputError("two rows of the sweep would have one folder; give them sweep.labels that differ in letters")
-    for row in grid.rows:  # what does not fit is refused before the images are encoded, which can take long
-        find_method(row.runs[0].method.name)
-        for run in row.runs:
-            divide(run, task)
-            known = {"backbone": task.digest, "data": fingerprint(task.source)}
-            check_earlier(run, homes[row.label, run.seed], known, allowed)
-        task.backbone(row.runs[0].method)
-        task.context_start(row.runs[0].method)
-        imported(row.runs[0], task.clip_config)
-    with workdir.claim(folder) as dead:
-        if dead:
-            progress.say(f"{folder}: taken over from {dead}, which is dead")
-        write_json(folder / "config.json", {**to_dict(grid.base), "sweep": _written(grid)})
-        features = encode_images(grid.base, task, progress, interrupt)
-        programs = 0
-        for group in _groups([(homes[row.label, run.seed], run) for row in grid.rows for run in row.runs]):
-            programs += _run_group(group, task, features, progress, interrupt, allowed)
-        result = _tell(grid, homes, programs)
-        write_json(folder / "sweep.json", result)
-        write_results(result, folder)
-        return result
+        raise InputError(
+            "two rows of the sweep would have one folder; give them sweep.labels that differ in the first "
+            f"{_LONGEST_SLUG} letters"
+        )
+    return homes
+
+
+def _check_earlier(grid: Grid, task: Task, folder: Path, allowed: Sequence[str]) -> None:
+    """Refuses a folder that holds anything but an earlier start of this sweep, which may have grown since."""
+    if not (folder / "config.json").is_file():
+        return
+    before = read_json(folder / "config.json")
+    earlier = before.pop("sweep", None)
+    if earlier is None:
+        raise InputError(f"--workdir: {folder} holds a single run; name a new folder, so that it is not overwritten")
+    identity = _identity(task)
+    was = read_json(folder / "identity.json", *identity) if (folder / "identity.json").is_file() else {}
+    digests = {name: (was.get(name, digest), digest) for name, digest in identity.items()}
+    of_runs = ("partition", "initial_prompts")
+    may_differ = [*(key for key in allowed if key not in of_runs), *grid.varied]
+    workdir.check_same(before, to_dict(grid.base), digests, may_differ)
+    now = _written(grid)
+    missing = [row["label"] for row in earlier["rows"] if row not in now["rows"]]
+    if missing or earlier["seeds"] > now["seeds"]:
+        lacks = f"the row {missing[0]!r}" if missing else f"{earlier['seeds']} seeds"
+        raise InputError(
+            f"--workdir: {folder} holds another sweep, with {lacks}; to go on with it, leave what it has and add rows, "
+            "seeds or rounds, or name a new folder"
+        )
+
+
+def _identity(task: Task) -> dict[str, str]:
+    return {"backbone": task.digest, "data": fingerprint(task.source)}
 
 
 def _check_same_images(grid: Grid) -> None:
@@ -120,47 +164,51 @@ def _check_same_images(grid: Grid) -> None:
                 )
 
 
-def _groups(runs: Sequence[tuple[Path, Config]]) -> list[list[tuple[Path, Config]]]:
+def _groups(members: Sequence[Member]) -> list[list[Member]]:
     """Runs whose configurations differ in `VALUES` alone, in their order, in pieces that fit side by side."""
-    groups: dict[str, list[tuple[Path, Config]]] = {}
-    for folder, config in runs:
-        same = to_dict(config)
+    groups: dict[str, list[Member]] = {}
+    for member in members:
+        same = to_dict(member.config)
         for key in VALUES:
             part = same
             *outer, last = key.split(".")
             for name in outer:
                 part = part[name]
             part.pop(last)
-        groups.setdefault(repr(same), []).append((folder, config))
-    on_cpu = jax.default_backend() == "cpu"
-    most = (MOST_RUNS_OF_CPU if on_cpu else MOST_RUNS) * len(jax.devices())
-    return [members[i : i + most] for members in groups.values() for i in range(0, len(members), most)]
+        groups.setdefault(repr(same), []).append(member)
+    a_device = MOST_RUNS_OF_CPU if jax.default_backend() == "cpu" else MOST_RUNS
+    pieces = []
+    for alike in groups.values():
+        most = a_device * make_mesh(alike[0].config.spmd.devices).size
+        pieces += [alike[i : i + most] for i in range(0, len(alike), most)]
+    return pieces
 
 
 def _run_group(
-    group: Sequence[tuple[Path, Config]],
+    group: Sequence[Member],
     task: Task,
     features: Features,
     progress: Progress,
     interrupt: Interrupt,
     allowed: Sequence[str],
 ) -> int:
-    """Trains, evaluates and saves some runs side by side; how many programs that took."""
-    group = [(folder, config) for folder, config in group if not _mark(folder).is_file()]
-    if not group:
+    """Trains, evaluates and saves some runs side by side; in how many programs."""
+    group = [member for member in group if not _gave_up(member)]
+    pending = [each for each in group if check_earlier(each.config, each.folder, each.known, allowed) is None]
+    if not pending:
         return 0
-    pending = [folder for folder, _ in group if not (folder / "summary.json").is_file()]
-    share, lanes = _spread(len(pending) or 1, group[0][1])
-    programs = 0
+    share, lanes = _spread(len(pending), group[0].config)
+    devices = [*make_mesh(group[0].config.spmd.devices).devices.flat]
+    signatures = set()
     with ExitStack() as stack:
         runs: list[Run] = []
-        for folder, config in group:
-            spmd = dataclasses.replace(config.spmd, devices=share, clients_per_device=lanes)
+        for folder, config, _ in pending:
+            # What does not fit beside each other is refused in a line when it is put on the devices.
+            spmd = dataclasses.replace(config.spmd, devices=share, clients_per_device=lanes, features="resident")
             own = dataclasses.replace(config, spmd=spmd)
-            beside = next((run for run in runs if run.finished is None), None)
-            run = Run(own, task, features, folder, progress, allowed=allowed, beside=beside)
+            run = Run(own, task, features, folder, progress, allowed=allowed, beside=runs[0] if runs else None)
             runs.append(stack.enter_context(run))
-        left = [run for run in runs if run.finished is None]
+        left = list(runs)
         while left:
             # Those that stand farthest back, as after an interruption, catch up first.
             start = min(run.ledger.round for run in left)
@@ -169,19 +217,32 @@ def _run_group(
             alike: dict[Any, list[Run]] = {}
             for run in behind:
                 alike.setdefault(signature(run.federation), []).append(run)
+            signatures |= alike.keys()
             for together in alike.values():
-                programs += 1
-                _advance(together, min([run.config.rounds for run in together] + ahead), progress, interrupt)
+                until = min([run.config.rounds for run in together] + ahead)
+                _advance(together, until, devices, not group[0].config.spmd.clients_per_device, progress, interrupt)
+                if interrupt.exit_code:
+                    break
             left = [run for run in left if run.ledger.round < run.config.rounds and not _mark(run.folder).is_file()]
+            if left and interrupt.exit_code:
+                for run in left:
+                    run.save()
+                least = min(run.ledger.round for run in left)
+                title = f"{len(left)} runs of {left[0].config.method.name}"
+                interrupt.leave(f"{title}: saved after round {least} of {left[0].config.rounds}")
         for run in runs:
-            if run.finished is None and not _mark(run.folder).is_file():
+            if not _mark(run.folder).is_file():
                 run.summarise()
-    return programs
+    return len(signatures)
 
 
-def _advance(runs: list[Run], until: int, progress: Progress, interrupt: Interrupt) -> None:
-    """Rounds of runs that stand at the same one, side by side."""
-    together, alive = Together([run.federation for run in runs]), list(runs)
+def _advance(
+    runs: list[Run], until: int, devices: list[jax.Device], fit: bool, progress: Progress, interrupt: Interrupt
+) -> None:
+    """Rounds of runs that stand at the same one, side by side, until they are there or somebody interrupts."""
+    together, alive = Together([run.federation for run in runs], devices), list(runs)
+    if fit:
+        together.fit_lanes()
     title = f"{len(runs)} runs of {runs[0].config.method.name}"
     with progress.track(title, until, unit="rounds") as bar:
         number = runs[0].ledger.round
@@ -189,14 +250,16 @@ def _advance(runs: list[Run], until: int, progress: Progress, interrupt: Interru
             spent = {"compile": 0.0, "train": 0.0}
             with compilation.measure(spent, "train"):
                 answers = together.advance(number + 1, min(until, min(run.pause for run in alive)) - number)
+            each = {phase: seconds / len(alive) for phase, seconds in spent.items()}
             for run, answer in zip(runs, answers, strict=True):
                 if run not in alive:
                     continue
-                for phase, seconds in spent.items():
-                    run.ledger.seconds[phase] += seconds / len(alive)
+                for phase, seconds in each.items():
+                    run.ledger.seconds[phase] += seconds
                 if isinstance(answer, Diverged):
                     run.give_up(answer)
-                    write_json(_mark(run.folder), {"reason": str(answer)})
+                    own = {"config": to_dict(run.config), "identity": run.identity}
+                    write_json(_mark(run.folder), {"reason": str(answer), **own})
                     alive.remove(run)
                 else:
                     run.enter(answer)
@@ -204,15 +267,28 @@ def _advance(runs: list[Run], until: int, progress: Progress, interrupt: Interru
                 break
             number = alive[0].ledger.round
             bar.advance_to(number, loss=max(run.ledger.figures.get("loss") or 0.0 for run in alive))
-            if interrupt.exit_code and number < until:
-                for run in alive:
-                    run.save()
-                interrupt.leave(f"{title}: saved after round {number} of {until}")
+            if interrupt.exit_code:
+                break
+
+
+def _gave_up(member: Member) -> bool:
+    """Whether an earlier start of the very same run diverged; the mark of another one is taken away."""
+    mark = _mark(member.folder)
+    if not mark.is_file():
+        return False
+    was = read_json(mark, "reason", "config", "identity")
+    digests = {name: (was["identity"].get(name), digest) for name, digest in member.known.items()}
+    try:
+        workdir.check_same(was["config"], to_dict(member.config), digests, ())
+    except InputError:
+        mark.unlink()
+        return False
+    return True
 
 
 def _spread(runs: int, config: Config) -> tuple[int, int]:
     """Devices over which each run's clients go, and lanes of each run on a device."""
-    devices = config.spmd.devices or len(jax.devices())
+    devices = make_mesh(config.spmd.devices).size
     share = devices_of_a_run(runs, devices)
     if config.spmd.clients_per_device or config.spmd.ordered_reduce:
         return share, config.spmd.clients_per_device
@@ -242,7 +318,8 @@ def _tell(grid: Grid, homes: dict[tuple[str, int], Path], programs: int) -> dict
 
 
 def _written(grid: Grid) -> dict[str, Any]:
-    return {"rows": [{"label": row.label, **row.values} for row in grid.rows], "seeds": len(grid.rows[0].runs)}
+    rows = [{"label": row.label, **row.values} for row in grid.rows]
+    return json.loads(json.dumps({"rows": rows, "seeds": len(grid.rows[0].runs)}))
 
 
 def _mark(folder: Path) -> Path:
@@ -251,4 +328,4 @@ def _mark(folder: Path) -> Path:
 
 
 def _slug(label: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in ".=_-" else "_" for letter in label)[:100]
+    return "".join(letter if letter.isalnum() or letter in ".=_-" else "_" for letter in label)[:_LONGEST_SLUG]

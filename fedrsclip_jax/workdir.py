@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedrsclip_jax import distributed, lock
+from fedrsclip_jax.config import Config, to_dict
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.files import PARTIAL, check_can_be_made, make_folder
 
@@ -61,7 +62,8 @@ def check_same(
     """Refuses to go on with a run as another one.
 
     Args:
-      before, now: configurations, nested as `config.json` holds them.
+      before, now: configurations, nested as `config.json` holds them; a key that is younger than the run had its
+        default.
       digests: by name of what they are of, as the run had it, if it wrote it down, and as it is now.
       allowed: keys and names that may differ nevertheless.
 
@@ -71,7 +73,8 @@ def check_same(
     Raises:
       InputError: something differs that neither `FREE` nor `allowed` lets.
     """
-    old, new = dict(_leaves(before)), dict(_leaves(now))
+    defaults = dict(_leaves(to_dict(Config())))
+    old, new = defaults | dict(_leaves(before)), defaults | dict(_leaves(now))
     differ = {
         key: f"{key} = {new.get(key)!r} (it was {old.get(key)!r})"
         for key in sorted(old.keys() | new.keys())

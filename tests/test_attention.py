@@ -59,6 +59,17 @@ def test_lanes_of_lanes_and_queries_alone_in_a_lane():
     check(*(f([q, k[0], v[0]]) for f in vmapped))
 
 
+@pytest.mark.parametrize("number", [1, BATCH])
+def test_a_lane_has_its_own_mask(number):
+    late = jnp.arange(TOKENS)[None, None, None] >= jnp.arange(LANES)[:, None, None, None]
+    own = (masks(number)[None] & late) | jnp.eye(TOKENS, dtype=bool)[None, None]
+
+    def lane(way):
+        return jax.vmap(lambda q, k, v, mask: both(mask)[way]([q, k, v]))(*heads(LANES, BATCH), own)
+
+    check(lane(0), lane(1))
+
+
 def test_lanes_do_not_multiply_the_mask():
     """One mask for all of them, as cuDNN takes it; a mask for each head of each lane would be larger than the heads."""
     text = jax.jit(jax.vmap(both(masks(1))[1])).lower(heads(LANES, BATCH)).as_text()

@@ -73,6 +73,9 @@ def test_groups_may_be_nested_and_the_command_line_comes_last():
         ({"grid": GRID, "seeds": 0}, r"sweep\.seeds"),
         ({"grid": GRID, "seeds": True}, r"sweep\.seeds"),
         ({"grid": 3}, "no group"),
+        ({"zip": {"cohort": (1, 2)}, "labels": (1, 2)}, "no names"),
+        ({"zip": {"cohort": (1, 2)}, "labels": "ab"}, "no names"),
+        ({"grid": {"eval.split": ("test", "validation")}}, "the same images"),
         ({"grids": GRID}, r"sweep\.grids"),
     ],
 )
@@ -81,10 +84,23 @@ def test_what_makes_no_sense_is_refused(group, words):
         grid.read(written(**group))
 
 
-@pytest.mark.parametrize("override", [("sweep.seeds", "x"), ("sweep.grid", "1"), ("sweep.rows", "2")])
+@pytest.mark.parametrize(
+    "override", [("sweep.seeds", "x"), ("sweep.grid", "1"), ("sweep.rows", "2"), ("method.pacl_weight", "0.5")]
+)
 def test_bad_overrides_are_refused(override):
     with pytest.raises(InputError, match=r"sweep\."):
         grid.read(written(grid=GRID), [override])
+
+
+def test_a_group_that_is_none_is_refused():
+    with pytest.raises(InputError, match="'sweep' = 3 is no group"):
+        grid.read({"sweep": 3})
+
+
+def test_keys_that_end_alike_are_told_apart():
+    rates = {"local.learning_rate": (0.1, 0.2), "server.learning_rate": (1.0,), "cohort": (2,)}
+    read = grid.read(written(grid=rates))
+    assert read.rows[0].label == "local.learning_rate=0.1, server.learning_rate=1.0, cohort=2"
 
 
 @pytest.mark.parametrize("file", sorted((REPOSITORY / "configs").glob("ablation_*.py")), ids=lambda file: file.stem)

@@ -7,7 +7,7 @@ import pytest
 from fedrsclip_jax.data.clients import PartitionedClients
 from fedrsclip_jax.data.partition import Partition
 from fedrsclip_jax.federated.client import Dataset
-from fedrsclip_jax.federated.engine import Diverged, Engine
+from fedrsclip_jax.federated.engine import LANES_SHARE, Diverged, Engine
 from fedrsclip_jax.federated.together import Together, devices_of_a_run, run_together, signature
 from fedrsclip_jax.methods import METHODS
 from tests import toy
@@ -45,7 +45,7 @@ def finish(advance, rounds: int = 5) -> list:
 
 
 def finish_together(engines: list[Engine], rounds: int = 5) -> list[list]:
-    together, done = Together(engines), [[] for _ in engines]
+    together, done = Together(engines, jax.devices()), [[] for _ in engines]
     while len(done[0]) < rounds:
         for own, new in zip(done, together.advance(len(done[0]) + 1, rounds - len(done[0])), strict=True):
             own += new
@@ -91,16 +91,38 @@ def test_one_program_serves_all_dispatches_and_values(frozen):
     before = run_together._cache_size()
     for rate in ("0.01", "0.03"):
         runs = [engine(frozen, 2, **own, **{"local.weight_decay": rate, "local.batch_size": "7"}) for own in RUNS]
-        together = Together(runs)
+        together = Together(runs, jax.devices())
         assert [len(done) for done in together.advance(1, 1)] == [1] * 4
         together.advance(2, 2)
     assert run_together._cache_size() == before + 1
 
 
+def test_lanes_of_all_runs_have_to_fit(frozen, monkeypatch):
+    """The room for one lane less than all is asked for; results are those of any number of lanes."""
+    keys = {"cohort": "4", "spmd.clients_per_device": "4"}
+    runs = [engine(frozen, 1, **keys, **own) for own in RUNS[:2]]
+    together = Together(runs, jax.devices()[:1])
+    needed = sum(together._needs(4))
+    monkeypatch.setattr("fedrsclip_jax.federated.together.memory_limit", lambda mesh: (needed - 1) / LANES_SHARE)
+    together.fit_lanes()
+    assert {run.lanes for run in runs} <= {1, 2, 3}
+    assert sum(together._needs(runs[0].lanes)) < needed
+    together.advance(1, 1)
+    alone = engine(frozen, 1, **keys, **RUNS[0])
+    alone.advance(1, 1)
+    check_same(runs[0], alone)
+
+
+def test_only_the_devices_that_are_given_are_used(frozen):
+    runs = [engine(frozen, 1, **own) for own in RUNS[:2]]
+    together = Together(runs, jax.devices()[:2])
+    assert [*together.mesh.devices.flat] == jax.devices()[:2]
+
+
 def test_a_run_that_diverges_stands_still_and_the_others_go_on(frozen):
     broken = {"local.learning_rate": "1e38"}
     runs = [engine(frozen, 4, **own) for own in ({}, broken)]
-    together = Together(runs)
+    together = Together(runs, jax.devices())
     sound, diverged = together.advance(1, 1)
     assert len(sound) == 1
     assert isinstance(diverged, Diverged)

@@ -105,9 +105,14 @@ def _lanes_as_batch(function: Callable) -> Callable:
 
     @mapped.def_vmap
     def _(lanes, batched, *arguments):
+        queries, many = arguments[0], batched[0]
+        batch = queries.shape[1] if many else queries.shape[0]
+
         def fold(argument, has_lanes, number):
             if argument is None or (number == 3 and not has_lanes):
                 return argument
+            if number == 3:  # masks of each lane: as many as its batch, or they would serve another's
+                argument = jnp.tile(argument, (1, batch // argument.shape[1], 1, 1, 1))
             if not has_lanes:
                 argument = jnp.broadcast_to(argument, (lanes, *argument.shape))
             return argument.reshape(math.prod(argument.shape[:2]), *argument.shape[2:])

@@ -130,16 +130,16 @@ class Engine:
             return plan, planner
 
         def needs(lanes: int) -> tuple[int, int]:
-            self.plan, self._planner = plan_for(lanes)
+            self.set_lanes(lanes)
             needed = self.compiled().memory_analysis()
             return (needed.argument_size_in_bytes, needed.temp_size_in_bytes) if needed else (0, 0)
 
+        self._plan_for = plan_for
         asked, balance = spmd.clients_per_device, _balance(config, clients, local, mesh.size)
         lanes = choose_lanes(asked, *balance, platform_of(mesh), spmd.ordered_reduce)
         if limit is not None and lanes > 1 and not asked:
             lanes = fit_lanes(lanes, LANES_SHARE * limit, needs)
-        self.plan, self._planner = plan_for(lanes)
-        self._window: Window | None = None  # got ready while the one before it ran
+        self.set_lanes(lanes)
         self._aboard: tuple[Int[np.ndarray, " rows"], PyTree] | None = None  # private variables on the devices
         self._unsettled: Bool[np.ndarray, " rows"] | None = None  # which of them the population has not seen
         self._pace = 1  # rounds of the next dispatch
@@ -148,6 +148,11 @@ class Engine:
     def lanes(self) -> int:
         """Clients trained at a time on a device."""
         return self._planner.lanes
+
+    def set_lanes(self, lanes: int) -> None:
+        """Trains so many clients at a time from the next dispatch on."""
+        self.plan, self._planner = self._plan_for(lanes)
+        self._window: Window | None = None  # got ready while the one before it ran
 
     @property
     def population(self) -> Population:

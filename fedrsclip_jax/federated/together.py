@@ -19,8 +19,8 @@ from jaxtyping import PyTree
 
 from fedrsclip_jax.federated.aggregate import Server
 from fedrsclip_jax.federated.client import Hyper, Members
-from fedrsclip_jax.federated.engine import Diverged, Done, Engine, next_pace
-from fedrsclip_jax.federated.mesh import AXIS, SAME, fetch, replicate, spread
+from fedrsclip_jax.federated.engine import LANES_SHARE, Diverged, Done, Engine, next_pace
+from fedrsclip_jax.federated.mesh import AXIS, SAME, fetch, fit_lanes, memory_limit, replicate, spread
 from fedrsclip_jax.federated.round import Outcome, RoundPlan, Schedule, rounds_on_device
 from fedrsclip_jax.federated.window import Window
 
@@ -78,43 +78,52 @@ def run_together(
 class Together:
     """Engines of equal `signature`, on the same images and backbone, that advance side by side."""
 
-    def __init__(self, engines: Sequence[Engine]):
+    def __init__(self, engines: Sequence[Engine], devices: Sequence[jax.Device]):
         """
         Args:
-          engines: each over `devices_of_a_run` devices, with its images on them.
+          engines: each over the first `devices_of_a_run` devices, with its images on them.
+          devices: over which runs and their clients are divided.
         """
         self.engines, first = list(engines), engines[0]
         assert not first.plan.streamed, "images of several runs lie on the devices"
         clients = first.plan.mesh.size
-        devices = [
-            *first.plan.mesh.devices.flat,
-            *(d for d in jax.devices() if d not in {*first.plan.mesh.devices.flat}),
-        ]
         across = math.gcd(len(engines), len(devices) // clients)
         grid = np.asarray(devices[: across * clients]).reshape(across, clients)
         self.mesh = Mesh(grid, (RUNS, AXIS), axis_types=(AxisType.Auto, AxisType.Auto))
-        self.plan = first.plan._replace(mesh=self.mesh, runs=RUNS)
         self._data, self._backbone = replicate(self.mesh, (first.data, first.backbone))
         self._hyper = self._put(BY_RUN, _stacked([engine.hyper for engine in engines]))
         keys = np.stack([np.asarray(jax.random.key_data(engine.key)) for engine in engines])
         self._key = jax.random.wrap_key_data(self._put(BY_RUN, keys), impl=jax.random.key_impl(first.key))
         self._pace = 1
 
+    @property
+    def plan(self) -> RoundPlan:
+        """What is fixed at compile time."""
+        return self.engines[0].plan._replace(mesh=self.mesh, runs=RUNS)
+
+    def fit_lanes(self) -> None:
+        """Takes fewer lanes of each run where the program of all of them has no room on a device."""
+        limit, most = memory_limit(self.mesh), self.engines[0].lanes
+        if limit is not None and most > 1:
+            self._set_lanes(fit_lanes(most, LANES_SHARE * limit, self._needs))
+
+    def _needs(self, lanes: int) -> tuple[int, int]:
+        self._set_lanes(lanes)
+        needed = run_together.lower(*self._arguments(self._windows(1, 1), 1, 1)).compile().memory_analysis()
+        return (needed.argument_size_in_bytes, needed.temp_size_in_bytes) if needed else (0, 0)
+
+    def _set_lanes(self, lanes: int) -> None:
+        for engine in self.engines:
+            engine.set_lanes(lanes)
+
     def advance(self, first: int, most: int) -> list[list[Done] | Diverged]:
         """One dispatch: rounds from `first` on, at most `most`; of each run what `Engine.advance` gives or raises."""
         began = time.perf_counter()
-        windows = [engine.window(first, min(most, self._pace)) for engine in self.engines]
+        windows = self._windows(first, min(most, self._pace))
         rounds = min(most, self._pace, *(len(window.cohorts) for window in windows))
-        server = self._put(BY_RUN, _stacked([fetch(engine.server) for engine in self.engines]))
-        pairs = zip(self.engines, windows, strict=True)
-        private = self._put(BY_CLIENT, _stacked([engine.population.gather(window.ids) for engine, window in pairs]))
-        members, schedule = self._lay_out(windows)
-        number, count = replicate(self.mesh, (np.int32(first), np.int32(rounds)))
+        arguments = self._arguments(windows, first, rounds)
         with jax.transfer_guard("disallow"):
-            out = run_together(
-                self.plan, server, private, members, schedule, self._data, self._backbone, self._hyper, self._key,
-                number, count,
-            )  # fmt: skip
+            out = run_together(*arguments)
         server, private, outcome = fetch(out)
         spent = time.perf_counter() - began
         self._pace = next_pace(self._pace, spent, min(window.schedule.slots.shape[0] for window in windows))
@@ -127,6 +136,18 @@ class Together:
             except Diverged as diverged:
                 done.append(diverged)
         return done
+
+    def _windows(self, first: int, rounds: int) -> list[Window]:
+        return [engine.window(first, rounds) for engine in self.engines]
+
+    def _arguments(self, windows: Sequence[Window], first: int, rounds: int) -> tuple:
+        server = self._put(BY_RUN, _stacked([fetch(engine.server) for engine in self.engines]))
+        pairs = zip(self.engines, windows, strict=True)
+        private = self._put(BY_CLIENT, _stacked([engine.population.gather(window.ids) for engine, window in pairs]))
+        members, schedule = self._lay_out(windows)
+        number, count = replicate(self.mesh, (np.int32(first), np.int32(rounds)))
+        frozen = (self._data, self._backbone, self._hyper, self._key)
+        return (self.plan, server, private, members, schedule, *frozen, number, count)
 
     def _lay_out(self, windows: Sequence[Window]) -> tuple[Members, Schedule]:
         """Members and timetables of all runs, filled up to the widest and the longest."""

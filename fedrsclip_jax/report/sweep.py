@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,35 +58,69 @@ def as_csv(result: dict[str, Any]) -> str:
 
 
 def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells: mean and deviation over seeds in percent, differences paired by seed, zero-shot first.
+    """Headings and cells: mean and deviation over seeds in percent, differences paired by seed.
 
-    The best row is in bold where images for validation were scored; a choice on test images would be none. A `p` is of
-    the t test for pairs (Student 1908) of a row and the first one, over seeds and so over partitions, uncorrected.
+    Rows on equal partitions stand together below a zero-shot line of theirs and are compared with the first of them:
+    between partitions accuracies differ by more than between methods. The best of them is in bold where images for
+    validation were scored, as a choice on test images would be none, and where no seed is missing. A `p` is of the t
+    test for pairs (Student 1908) of a row and the first one, over seeds and so over partitions, uncorrected.
     """
     headings = ["", *FIGURES, "vs first row", "p", "numbers sent"]
-    first = result["rows"][0]
-    zero = [
-        _spread([_at(run["summary"], place) for run in first["runs"] if run["summary"]])
-        for place in _ZERO_SHOT.values()
-    ]
-    rows = [["zero-shot", *zero, "", "", "0"]]
-    own = [_by_seed(row) for row in result["rows"]]
-    means = [float(np.mean([*values.values()])) if values else -1.0 for values in own]
-    best = int(np.argmax(means)) if result["split"] == "validation" else -1
-    for number, (row, values) in enumerate(zip(result["rows"], own, strict=True)):
-        summaries = [run["summary"] for run in row["runs"] if run["summary"]]
-        shares = bool(summaries) and summaries[0]["uplink_params_per_client_round"] > 0
-        cells = [_spread([_at(summary, place) for summary in summaries]) for place in FIGURES.values()]
-        cells[-1] = cells[-1] if shares else "-"  # without a shared prompt there is no model of the federation
-        both = sorted(values.keys() & own[0].keys())
-        apart = [values[seed] - own[0][seed] for seed in both]
-        difference = "" if number == 0 else _spread(apart, sign=True)
-        sent = f"{summaries[0]['uplink_params_per_client_round']:,}" if summaries else "-"
-        cells = [row["label"], *cells, difference, "" if number == 0 else _p(apart), sent]
-        if lost := len(row["runs"]) - len(summaries):
-            cells[0] += f" ({lost} of {len(row['runs'])} diverged)"
-        rows.append([f"**{cell}**" if cell and number == best else cell for cell in cells])
+    blocks = _blocks(result["rows"])
+    rows = []
+    for block in blocks:
+        runs = [run["summary"] for run in block[0]["runs"] if run["summary"]]
+        zero = [_spread([_at(summary, place) for summary in runs]) for place in _ZERO_SHOT.values()]
+        said = _division(block, result["varied"]) if len(blocks) > 1 else ""
+        rows.append([f"zero-shot{f' ({said})' if said else ''}", *zero, "", "", "0"])
+        own = [_by_seed(row) for row in block]
+        means = [float(np.mean([*v.values()])) if len(v) == len(result["seeds"]) else -1.0 for v in own]
+        best = int(np.argmax(means)) if result["split"] == "validation" and max(means) >= 0 else -1
+        for number, (row, values) in enumerate(zip(block, own, strict=True)):
+            lost = sum(run["summary"] is None for run in row["runs"])
+            label = row["label"] + (f" ({lost} of {len(row['runs'])} diverged)" if lost else "")
+            cells = [label, *_cells(row, values, own[0] if number else None)]
+            rows.append([f"**{cell}**" if cell and number == best else cell for cell in cells])
     return headings, rows
+
+
+def _cells(row: dict[str, Any], own: dict[int, float], first: dict[int, float] | None) -> list[str]:
+    """A row's figures, its difference from the first one, and what a client sends."""
+    summaries = [run["summary"] for run in row["runs"] if run["summary"]]
+    shares = bool(summaries) and summaries[0]["uplink_params_per_client_round"] > 0
+    cells = [_spread([_at(summary, place) for summary in summaries]) for place in FIGURES.values()]
+    cells[-1] = cells[-1] if shares else "-"  # without a shared prompt there is no model of the federation
+    if first is None:
+        cells += ["", ""]
+    else:
+        apart = [own[seed] - first[seed] for seed in sorted(own.keys() & first.keys())]
+        cells += [_spread(apart, sign=True), _p(apart)]
+    cells.append(f"{summaries[0]['uplink_params_per_client_round']:,}" if summaries else "-")
+    return cells
+
+
+def _blocks(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Rows by the partitions they are on, each block where its first row stood; a diverged run says nothing."""
+    blocks: list[list[dict[str, Any]]] = []
+    partitions: list[dict[int, str]] = []
+    for row in rows:
+        own = {run["seed"]: run["summary"]["partition_sha256"] for run in row["runs"] if run["summary"]}
+        for block, theirs in zip(blocks, partitions, strict=True):
+            if all(theirs.get(seed, digest) == digest for seed, digest in own.items()):
+                block.append(row)
+                theirs.update(own)
+                break
+        else:
+            blocks.append([row])
+            partitions.append(own)
+    return blocks
+
+
+def _division(block: Sequence[dict[str, Any]], varied: Sequence[str]) -> str:
+    """The varied keys of the partition, as the first row of a block has them, which tell it from the others."""
+    values = block[0]["values"]
+    said = [f"{key.rpartition('.')[2]}={values[key]}" for key in varied if key.startswith("partition.")]
+    return ", ".join(said) or block[0]["label"]
 
 
 def as_markdown(result: dict[str, Any]) -> str:
@@ -96,7 +131,7 @@ def as_markdown(result: dict[str, Any]) -> str:
         f"Accuracy in % on {result['split']} images, mean ± standard deviation over {seeds} seed{'s' * (seeds != 1)}, "
         "each with a partition of its own. Clients' own: each client's images, mean over clients; worst tenth: over "
         "the worst tenth of clients; pooled: all images, with the shared prompt alone. Differences and p (t test, "
-        "uncorrected) are paired by seed; partitions are equal where rows do not vary them."
+        "uncorrected) are paired by seed, among rows on equal partitions, from the first of them."
     )
     return "\n".join([said, "", *(f"| {' | '.join(line)} |" for line in lines), ""])
 

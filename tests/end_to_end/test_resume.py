@@ -269,6 +269,12 @@ def test_a_finished_run_is_not_taken_for_one_of_other_settings(train, tmp_path):
     summary = (tmp_path / "run" / "summary.json").read_text()
     changed = ("--config.local.learning_rate=0.01", "--allow-changed=local.learning_rate")
     check_refused(train("run", *flags, *changed), "is finished", "set rounds to more than 2")
+    # A key that is younger than the run is not held against it: it had its default.
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    del config["method"]["temperature"]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    assert train("run", *flags)[0] == 0
+    check_refused(train("run", *flags, "--config.method.temperature=0.5"), "method.temperature = 0.5 (it was ")
     file = next((tmp_path / "photos" / "lake").iterdir())
     shutil.copy(next((tmp_path / "photos" / "river").iterdir()), file)
     check_refused(train("run", *flags), "data (another digest)")

@@ -1,6 +1,7 @@
 """A sweep from the command line: its runs are the runs alone, it goes on where it stopped, and says what it found."""
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 
 from fedrsclip_jax import cli
 from fedrsclip_jax import sweep as sweeps
+from fedrsclip_jax.config import Config, resolve
 from fedrsclip_jax.interrupt import Interrupt
 from tests.end_to_end.test_resume import SMALL
 
@@ -20,7 +22,8 @@ SEEDS = "--config.sweep.seeds=2"
 def command(tiny_folder, tmp_path, capfd):
     def run(verb: str, name: str, *flags: str) -> tuple[int, str]:
         capfd.readouterr()
-        own = [flag for flag in SMALL if "spmd.devices" not in flag and "batch_size" not in flag]
+        left_out = {"spmd.devices", "local.batch_size"} | {flag.split("=")[0].split(".", 3)[-1] for flag in flags}
+        own = [flag for flag in SMALL if flag.split("=")[0].removeprefix("--config.") not in left_out]
         words = [verb, "--quiet", *own, f"--config.backbone={tiny_folder}", f"--workdir={tmp_path / name}", *flags]
         code = cli.main(words)
         return code, capfd.readouterr().err
@@ -98,7 +101,28 @@ def test_groups_directions_and_a_run_that_diverges(command, tmp_path):
     table = (tmp_path / "sweep" / "table.md").read_text()
     assert "(1 of 1 diverged)" in table
     assert table.count("\n| **") == 1
+    lost = tmp_path / "sweep" / told["rows"][2]["runs"][0]["folder"]
     assert command("sweep", "sweep", *flags)[0] == 0, "and the next start does not try it again"
+    assert sweeps._mark(lost).is_file()
+
+    # That it diverged is of its settings alone.
+    was = json.loads(sweeps._mark(lost).read_text())
+    config = resolve(Config, was["config"])
+    assert sweeps._gave_up(sweeps.Member(lost, config, was["identity"]))
+    slower = dataclasses.replace(config, local=dataclasses.replace(config.local, learning_rate=0.1))
+    assert not sweeps._gave_up(sweeps.Member(lost, slower, was["identity"]))
+    assert not sweeps._mark(lost).exists()
+
+    before = {path: path.read_bytes() for path in (tmp_path / "sweep").glob("*.*")}
+    for other, words in (
+        ((*flags, "--config.local.momentum=0.5"), "local.momentum = 0.5"),
+        ((*flags[:1], "--config.sweep.zip.local.learning_rate=0.1,0.1,0.2", *flags[2:]), "holds another sweep"),
+        ((*flags[:3], "--config.rounds=1"), "is at round 2"),
+    ):
+        code, err = command("sweep", "sweep", *other)
+        assert (code, err.count("\n")) == (2, 1)
+        assert words in err
+    assert {path: path.read_bytes() for path in before} == before
 
 
 @pytest.mark.long
@@ -126,7 +150,7 @@ def test_more_runs_than_fit_side_by_side_are_several_programs(monkeypatch, tmp_p
 
     monkeypatch.setattr(sweeps, "MOST_RUNS_OF_CPU", 1)
     rows = read({"sweep": {"grid": {"method.pacl_weight": [0.1 * n for n in range(10)]}}}).rows
-    groups = sweeps._groups([(tmp_path, row.runs[0]) for row in rows])
+    groups = sweeps._groups([sweeps.Member(tmp_path, row.runs[0], {}) for row in rows])
     assert [len(group) for group in groups] == [8, 2], "eight devices, one run on each"
 
 
@@ -135,8 +159,11 @@ def test_more_runs_than_fit_side_by_side_are_several_programs(monkeypatch, tmp_p
     [
         ((), "varies nothing"),
         (("--config.sweep.grid.method.pacl_weight=a",), "pacl_weight"),
-        (("--config.sweep.grid.data.image_size=32,64",), "share images"),
+        (("--config.sweep.grid.dtype=float32,bfloat16",), "share images"),
         (("--config.sweep.grid.partition.clients=4,5000",), "5000"),
+        (("--config.sweep.grid.cohort=2,400",), "cohort = 400"),
+        ((WEIGHTS, "--config.server.aggregator=krum", "--config.server.faulty=9"), "server.faulty"),
+        ((WEIGHTS, "--config.spmd.devices=99"), "spmd.devices = 99"),
         (("--config.sweep.grid.method.name=promptfl,nope",), "nope"),
         ((WEIGHTS, "--config.spmd.features=streamed"), "share images"),
     ],
