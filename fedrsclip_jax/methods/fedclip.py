@@ -4,7 +4,8 @@
     logits(i, c) = s  unit(a_i * f_i) . t_c
 
 with the text features t_c of the zero-shot template. The description gives neither the hidden width nor the start; ours
-is D, and weights of N(0, 0.02^2), so that all channels start alike and the first model is zero-shot CLIP.
+is D, and weights of N(0, 0.02^2), so that all channels start nearly alike, and the first model is nearly zero-shot
+CLIP.
 """
 
 import jax
