@@ -127,7 +127,8 @@ def partition(
         kind: `iid`: every client alike. `dirichlet`: the clients' shares of each class are drawn from
             Dirichlet(alpha); redrawn up to 100 times, then repaired, until no client has too few images.
             `classes`: each client owns `classes_per_client` classes, each shared evenly among its owners.
-            `domain`: a client sees the images of one sensor only, and the clients of a sensor are alike.
+            `domain`: a client sees the images of one sensor (or source) only, and the clients of a sensor are
+            alike; a sensor has as many clients as any where `clients` is a multiple, or else by its images.
         labels, domains: class and sensor of each image of the source.
         train_index, test_index: the two sides of the split, as positions in the source.
         clients: number of clients.
@@ -272,20 +273,21 @@ def _class_owners(classes: int, clients: int, each: int, rng: np.random.Generato
 
 
 def _sensor_clients(images: np.ndarray, clients: int, min_examples: int) -> np.ndarray:
-    """Clients of each sensor: one each, then always to the sensor with the most images a client (D'Hondt).
+    """Clients of each sensor: equally many where that comes out even.
 
-    That makes the smallest client as large as can be, so if this fails, no other way would do.
+    Otherwise one each, then always to the sensor with the most images a client (D'Hondt), which makes the smallest
+    client as large as can be.
     """
     sensors = len(images)
     if sensors < 2:
         raise InputError(
             "partition.kind='domain' needs images of at least two sensors and these are of one; "
-            "use data.source=scenes with several domains, or another partition.kind"
+            "use data.source=scenes with several domains, several sources, or another partition.kind"
         )
     if clients < sensors:
         raise InputError(f"partition.clients={clients} is less than the {sensors} sensors; give at least {sensors}")
-    seats = np.ones(sensors, np.int64)
-    for _ in range(clients - sensors):
+    seats = np.full(sensors, clients // sensors if clients % sensors == 0 else 1, np.int64)
+    for _ in range(clients - seats.sum()):
         seats[np.argmax(images / (seats + 1))] += 1
     if (images // seats < min_examples).any():
         poorest = int(np.argmin(images // seats))
