@@ -324,7 +324,7 @@ def _data(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     from fedrsclip_jax import config as configuration
     from fedrsclip_jax.data.sources import named_spec, split_spec
 
-    if known.name:
+    if known.name is not None:
         overrides = [*overrides, ("data.source", named_spec(known.name))]
     written = configuration.load_file(known.config) if known.config else {}
     config = configuration.resolve(configuration.Config, written, overrides)
