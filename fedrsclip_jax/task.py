@@ -160,14 +160,14 @@ def encode_images(
 
 
 def divide(config: Config, task: Task, readable: Bool[np.ndarray, " images"] | None = None) -> Clients:
-    """The images of a task split for training and scoring, and given to clients; see `divide_images`."""
+    """The images of a task given to clients; see `divide_images`."""
     return divide_images(config, task.source, readable)
 
 
 def divide_images(
     config: Config, source: sources.ImageSource, readable: Bool[np.ndarray, " images"] | None = None
 ) -> Clients:
-    """Images split for training and scoring, and given to clients; a function of data and seed.
+    """The images split for training and scoring, and given to clients; a function of data and seed.
 
     Without `readable` all images count, which is enough to find out whether settings and data fit.
 
@@ -213,6 +213,7 @@ def divide_images(
         classes_per_client=settings.classes_per_client,
         min_examples=settings.min_examples,
         seed=config.seed,
+        domain_names=source.domain_names,
     )
     return PartitionedClients(owners)
 

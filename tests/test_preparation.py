@@ -127,6 +127,13 @@ def test_optimal31_with_a_class_too_few_or_too_many(tmp_path, refused):
         prepare("optimal31", tmp_path)
 
 
+def test_without_tensorflow(tmp_path, refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)  # Python's way to say that there is none
+    lookalikes.optimal31(tmp_path / "downloads" / "manual")
+    with refused("optimal31", "needs tensorflow", "pip install 'fedrsclip_jax[tfds]'"):
+        prepare("optimal31", tmp_path)
+
+
 def test_pictures_of_a_set_are_told_apart():
     """Or the tests above could not fail."""
     first, second = (np.asarray(lookalikes.picture("uc_merced", "beach", i, 8)) for i in range(2))

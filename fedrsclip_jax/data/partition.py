@@ -120,6 +120,7 @@ def partition(
     classes_per_client: int,
     min_examples: int,
     seed: int,
+    domain_names: Sequence[str] | None = None,
 ) -> Partition:
     """Deals the training and test images out to clients, each image to exactly one, by a seeded draw.
 
@@ -136,6 +137,7 @@ def partition(
         classes_per_client: for `classes`.
         min_examples: fewest training images of a client, at least 1.
         seed: a non-negative integer.
+        domain_names: what messages call the sensors; by default their numbers.
 
     Raises:
         InputError: a value out of range, or a partition that cannot be had from these images.
@@ -173,7 +175,8 @@ def partition(
         owners = _class_owners(len(classes), clients, classes_per_client, rng)
     elif kind == "domain":
         of_sensor = sizes.reshape(len(sensors), -1).sum(axis=1)
-        seats = _sensor_clients(of_sensor, clients, min_examples)
+        names = [domain_names[sensor] if domain_names else str(sensor) for sensor in sensors]
+        seats = _sensor_clients(of_sensor, names, clients, min_examples)
         owners = np.repeat(np.eye(len(sensors), dtype=bool), seats, axis=0).repeat(len(classes), axis=1)
     counts = _dirichlet(sizes, clients, alpha, min_examples, rng) if kind == "dirichlet" else _even(sizes, owners)
     if not _repair(counts, owners, min_examples):
@@ -272,7 +275,7 @@ def _class_owners(classes: int, clients: int, each: int, rng: np.random.Generato
     return owners
 
 
-def _sensor_clients(images: np.ndarray, clients: int, min_examples: int) -> np.ndarray:
+def _sensor_clients(images: np.ndarray, names: Sequence[str], clients: int, min_examples: int) -> np.ndarray:
     """Clients of each sensor: equally many where that comes out even.
 
     Otherwise one each, then always to the sensor with the most images a client (D'Hondt), which makes the smallest
@@ -292,7 +295,7 @@ def _sensor_clients(images: np.ndarray, clients: int, min_examples: int) -> np.n
     if (images // seats < min_examples).any():
         poorest = int(np.argmin(images // seats))
         raise InputError(
-            f"partition.min_examples={min_examples} with partition.clients={clients}: sensor {poorest} has "
+            f"partition.min_examples={min_examples} with partition.clients={clients}: sensor {names[poorest]} has "
             f"{images[poorest]} training images for {seats[poorest]} client(s); lower either"
         )
     return seats

@@ -47,6 +47,7 @@ def federation(here, tiny_folder):
     )
 
 
+@pytest.mark.long
 def test_each_client_has_images_of_one_source(here, federation, capsys):
     assert cli.main(["train", *federation]) == 0
     summary = json.loads((here / "out" / "summary.json").read_text())
@@ -97,6 +98,11 @@ def test_only_what_all_have(here, federation, capsys):
 def test_one_source_twice(refused, here, federation):
     line = refused("train", *federation, "--config.data.source=folder:north,folder:north")
     assert "names folder:north twice" in line
+
+
+def test_a_source_with_too_few_images_is_named(refused, here, federation):
+    line = refused("train", *federation, "--config.partition.clients=24")
+    assert "partition.min_examples=4 with partition.clients=24: sensor north has 2" in line
 
 
 def test_a_half_of_each_source_is_the_half_of_the_source_alone(here, federation):
