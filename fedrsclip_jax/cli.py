@@ -169,6 +169,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     pretrain.add_argument("--config", metavar="FILE[:ARG]", required=True, help="configuration")
     pretrain.add_argument("--workdir", type=Path, help="new folder for the CLIP; default runs/NAME-TIME")
+
+    data = verb(
+        "data",
+        _data,
+        "prepare a data set, and show what it holds and what each client would own",
+        "fedrsclip data --name=uc_merced --config.partition.alpha=0.5 --output=clients.png",
+    )
+    data.add_argument(
+        "--name",
+        help="scenes, optimal31, uc_merced, resisc45, eurosat/rgb, any other set of TFDS or folder:PATH; several are "
+        "written A,B; default that of the configuration",
+    )
+    data.add_argument("--config", metavar="FILE[:ARG]", help="configuration; default the keys' own defaults")
+    data.add_argument("--output", type=Path, metavar="FILE.png", help="picture of clients and classes")
     return parser
 
 
@@ -304,6 +318,39 @@ def _pretrain(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> No
         f"(chance {100 * result['chance']:.1f} %), {result['parameters'] / 1e6:.1f} M parameters, "
         f"{result['seconds']:.0f} s\nbackbone in {workdir}"
     )
+
+
+def _data(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+    from fedrsclip_jax import config as configuration
+    from fedrsclip_jax.data.sources import named_spec, split_spec
+
+    if known.name is not None:
+        overrides = [*overrides, ("data.source", named_spec(known.name))]
+    written = configuration.load_file(known.config) if known.config else {}
+    config = configuration.resolve(configuration.Config, written, overrides)
+    if known.output and (known.output.suffix.lower() != ".png" or not known.output.absolute().parent.is_dir()):
+        raise InputError(f"--output: {known.output} cannot be written; give FILE.png in a folder that is there")
+
+    from fedrsclip_jax.data.preparation import prepare
+
+    for spec in split_spec(config.data.source):
+        kind, _, name = spec.partition(":")
+        if kind == "tfds" and name:
+            prepare(name, config.data.tfds_dir or None, quiet=known.quiet)
+
+    from rich.console import Console
+
+    from fedrsclip_jax import task
+    from fedrsclip_jax.files import write_bytes
+    from fedrsclip_jax.report import dataset
+
+    source = task.load_source(config.data)
+    clients = task.divide_images(config, source)
+    found = dataset.describe(config, source, clients, task.client_domains(config, source, clients))
+    dataset.show(found, Console())
+    if known.output:
+        write_bytes(known.output, dataset.picture(found))
+        print(f"picture in {known.output}")
 
 
 if __name__ == "__main__":

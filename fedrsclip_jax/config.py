@@ -62,7 +62,14 @@ class ScenesConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    source: str = key("scenes", "`scenes`, `folder:PATH` (a folder a class) or `tfds:NAME`")
+    source: str = key(
+        "scenes",
+        "`scenes`, `folder:PATH` (a folder a class) or `tfds:NAME`; or several, written A,B, each an institution",
+    )
+    merge: str = key("", "of several sources: a file of class names that mean the same; empty for the shipped one")
+    classes: str = key(
+        "union", "of several sources: those of any, or those that all have", among=("union", "intersection")
+    )
     half: str = key("all", "images used: `all`, or one of two disjoint halves", among=("all", "pretrain", "federate"))
     half_seed: int = key(0, "of the halves; pretraining and federation must agree", low=0, high=MAX_SEED)
     test_fraction: float = key(0.2, "share of each class kept for testing", low=0.0, high=1.0)

@@ -27,7 +27,7 @@ from fedrsclip_jax.ledger import Ledger
 from fedrsclip_jax.methods import find_method
 from fedrsclip_jax.progress import Progress
 from fedrsclip_jax.prompts import KEPT, Prompts, imported, keep
-from fedrsclip_jax.task import Task, divide
+from fedrsclip_jax.task import Task, client_domains, divide
 
 
 def run(
@@ -194,6 +194,7 @@ class Run:
             "num_classes": len(self.task.source.class_names),
             "class_names": list(self.task.source.class_names),
             "num_clients": federation.clients.num_clients,
+            "client_domains": client_domains(config, self.task.source, federation.clients),
             "num_scored_clients": len(federation.scored),
             "num_images": len(self.task.labels),
             "unreadable_images": int(np.sum(~self.features.readable)),

@@ -26,7 +26,7 @@ from fedrsclip_jax.prompts import Prompts, kept, starting_from
 from fedrsclip_jax.task import Task, load_source, load_task
 
 # What may be said anew of a finished run: where its data and backbone lie, and the machine.
-MOVABLE = ("backbone", "data.source", "data.tfds_dir", "spmd.devices", "spmd.clients_per_device")
+MOVABLE = ("backbone", "data.source", "data.tfds_dir", "data.merge", "spmd.devices", "spmd.clients_per_device")
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from fedrsclip_jax.clip.model import CLIP, CLIPConfig
 from fedrsclip_jax.config import Config, DataConfig, MethodConfig
 from fedrsclip_jax.data import features, scenes, sources
 from fedrsclip_jax.data.clients import Clients, PartitionedClients
+from fedrsclip_jax.data.joined import Joined, read_merge
 from fedrsclip_jax.data.partition import partition
 from fedrsclip_jax.data.split import stratified_split
 from fedrsclip_jax.data.virtual import virtual_clients
@@ -83,9 +84,15 @@ class Task:
 
 
 def load_source(data: DataConfig) -> sources.ImageSource:
-    """The images that a configuration names, half of them where it says so."""
+    """The images that a configuration names, half of each source where it says so; several sources as one."""
+    specs = sources.split_spec(data.source)
+    opened = [_open_one(spec, data) for spec in specs]
+    return opened[0] if len(opened) == 1 else Joined(opened, specs, read_merge(data.merge), data.classes)
+
+
+def _open_one(spec: str, data: DataConfig) -> sources.ImageSource:
     source = sources.open_source(
-        data.source,
+        spec,
         scenes_count=data.scenes.count,
         scenes_size=data.image_size,
         scenes_domains=data.scenes.domains or scenes.FEDERATION,
@@ -153,6 +160,13 @@ def encode_images(
 
 
 def divide(config: Config, task: Task, readable: Bool[np.ndarray, " images"] | None = None) -> Clients:
+    """The images of a task given to clients; see `divide_images`."""
+    return divide_images(config, task.source, readable)
+
+
+def divide_images(
+    config: Config, source: sources.ImageSource, readable: Bool[np.ndarray, " images"] | None = None
+) -> Clients:
     """The images split for training and scoring, and given to clients; a function of data and seed.
 
     Without `readable` all images count, which is enough to find out whether settings and data fit.
@@ -165,7 +179,7 @@ def divide(config: Config, task: Task, readable: Bool[np.ndarray, " images"] | N
             f"eval.clients = {config.eval.clients} of partition.clients = {config.partition.clients}; use at most "
             "that, or 0 for everyone"
         )
-    labels, digests, names = task.labels, task.source.digests, task.source.class_names
+    labels, digests, names = source.labels, source.digests, source.class_names
     eligible = np.ones(len(labels), bool) if readable is None else readable
     fraction, settings = config.data.test_fraction, config.partition
     train, test = stratified_split(labels, digests, fraction, config.seed, eligible, names)
@@ -191,7 +205,7 @@ def divide(config: Config, task: Task, readable: Bool[np.ndarray, " images"] | N
     owners = partition(
         settings.kind,
         labels,
-        task.source.domains,
+        source.domains,
         train,
         test,
         clients=settings.clients,
@@ -199,8 +213,17 @@ def divide(config: Config, task: Task, readable: Bool[np.ndarray, " images"] | N
         classes_per_client=settings.classes_per_client,
         min_examples=settings.min_examples,
         seed=config.seed,
+        domain_names=source.domain_names,
     )
     return PartitionedClients(owners)
+
+
+def client_domains(config: Config, source: sources.ImageSource, clients: Clients) -> list[str] | None:
+    """The source (or sensor) whose images each client has, where clients are dealt out by it; else None."""
+    if config.partition.kind != "domain":
+        return None
+    images, _ = clients.padded(np.arange(clients.num_clients), "train")
+    return [source.domain_names[domain] for domain in source.domains[images[:, 0]]]
 
 
 @partial(jax.jit, static_argnums=0)

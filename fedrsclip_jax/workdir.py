@@ -14,7 +14,7 @@ from fedrsclip_jax.files import PARTIAL, check_can_be_made, make_folder
 # which other runs stand beside it.
 FREE = ("rounds", "seeds", "baselines", "eval.every", "checkpoint.", "spmd.")
 # Where things lie; that they are the same things is told by their digests.
-PLACES = {"backbone": "backbone", "data.source": "data", "data.tfds_dir": "data"}
+PLACES = {"backbone": "backbone", "data.source": "data", "data.tfds_dir": "data", "data.merge": "data"}
 
 
 def check(workdir: Path) -> None:

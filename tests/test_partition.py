@@ -112,6 +112,15 @@ def test_classes_gives_each_client_its_number_of_classes(classes, clients, each)
         assert np.ptp(shares) <= 1
 
 
+def test_every_sensor_has_as_many_clients_where_that_comes_out_even():
+    labels, _, train_index, test_index = images(5, 100)
+    domains = np.random.default_rng(1).choice(3, size=500, p=[0.8, 0.15, 0.05]).astype(np.int32)
+    made = deal("domain", (labels, domains, train_index, test_index), 6)
+    sensor = [set(domains[made.train_of(k)]) for k in range(6)]
+    assert sensor == [{0}, {0}, {1}, {1}, {2}, {2}]
+    assert all(set(domains[made.test_of(k)]) <= sensor[k] for k in range(6))
+
+
 def test_domain_clients_see_one_sensor_and_large_sensors_have_more_clients():
     labels, _, train_index, test_index = images(5, 100, test_share=0.2)
     domains = np.random.default_rng(1).choice(3, size=500, p=[0.6, 0.3, 0.1]).astype(np.int32)

@@ -323,7 +323,12 @@ def test_tfds_never_imports_tensorflow(tmp_path):
 
 def test_refused_tfds(tmp_path):
     for name in ("uc_merced", "eurosat/rgb"):  # known, but not prepared
-        with refusal(name, "not prepared", "fedrsclip_jax[tfds]", f"tfds build {name} --file_format=array_record"):
+        with refusal(
+            name,
+            "not prepared",
+            "fedrsclip_jax[tfds]",
+            f"fedrsclip data --name={name} --config.data.tfds_dir={tmp_path}",
+        ):
             Tfds(name, tmp_path)
     with refusal("tfds:uc_mercd", "'uc_merced'"):
         Tfds("uc_mercd", tmp_path)

@@ -120,6 +120,7 @@ def partition(
     classes_per_client: int,
     min_examples: int,
     seed: int,
+    domain_names: Sequence[str] | None = None,
 ) -> Partition:
     """Deals the training and test images out to clients, each image to exactly one, by a seeded draw.
 
@@ -127,7 +128,8 @@ def partition(
         kind: `iid`: every client alike. `dirichlet`: the clients' shares of each class are drawn from
             Dirichlet(alpha); redrawn up to 100 times, then repaired, until no client has too few images.
             `classes`: each client owns `classes_per_client` classes, each shared evenly among its owners.
-            `domain`: a client sees the images of one sensor only, and the clients of a sensor are alike.
+            `domain`: a client sees the images of one sensor (or source) only, and the clients of a sensor are
+            alike; a sensor has as many clients as any where `clients` is a multiple, or else by its images.
         labels, domains: class and sensor of each image of the source.
         train_index, test_index: the two sides of the split, as positions in the source.
         clients: number of clients.
@@ -135,6 +137,7 @@ def partition(
         classes_per_client: for `classes`.
         min_examples: fewest training images of a client, at least 1.
         seed: a non-negative integer.
+        domain_names: what messages call the sensors; by default their numbers.
 
     Raises:
         InputError: a value out of range, or a partition that cannot be had from these images.
@@ -172,7 +175,8 @@ def partition(
         owners = _class_owners(len(classes), clients, classes_per_client, rng)
     elif kind == "domain":
         of_sensor = sizes.reshape(len(sensors), -1).sum(axis=1)
-        seats = _sensor_clients(of_sensor, clients, min_examples)
+        names = [domain_names[sensor] if domain_names else str(sensor) for sensor in sensors]
+        seats = _sensor_clients(of_sensor, names, clients, min_examples)
         owners = np.repeat(np.eye(len(sensors), dtype=bool), seats, axis=0).repeat(len(classes), axis=1)
     counts = _dirichlet(sizes, clients, alpha, min_examples, rng) if kind == "dirichlet" else _even(sizes, owners)
     if not _repair(counts, owners, min_examples):
@@ -271,26 +275,27 @@ def _class_owners(classes: int, clients: int, each: int, rng: np.random.Generato
     return owners
 
 
-def _sensor_clients(images: np.ndarray, clients: int, min_examples: int) -> np.ndarray:
-    """Clients of each sensor: one each, then always to the sensor with the most images a client (D'Hondt).
+def _sensor_clients(images: np.ndarray, names: Sequence[str], clients: int, min_examples: int) -> np.ndarray:
+    """Clients of each sensor: equally many where that comes out even.
 
-    That makes the smallest client as large as can be, so if this fails, no other way would do.
+    Otherwise one each, then always to the sensor with the most images a client (D'Hondt), which makes the smallest
+    client as large as can be.
     """
     sensors = len(images)
     if sensors < 2:
         raise InputError(
             "partition.kind='domain' needs images of at least two sensors and these are of one; "
-            "use data.source=scenes with several domains, or another partition.kind"
+            "use data.source=scenes with several domains, several sources, or another partition.kind"
         )
     if clients < sensors:
         raise InputError(f"partition.clients={clients} is less than the {sensors} sensors; give at least {sensors}")
-    seats = np.ones(sensors, np.int64)
-    for _ in range(clients - sensors):
+    seats = np.full(sensors, clients // sensors if clients % sensors == 0 else 1, np.int64)
+    for _ in range(clients - seats.sum()):
         seats[np.argmax(images / (seats + 1))] += 1
     if (images // seats < min_examples).any():
         poorest = int(np.argmin(images // seats))
         raise InputError(
-            f"partition.min_examples={min_examples} with partition.clients={clients}: sensor {poorest} has "
+            f"partition.min_examples={min_examples} with partition.clients={clients}: sensor {names[poorest]} has "
             f"{images[poorest]} training images for {seats[poorest]} client(s); lower either"
         )
     return seats

@@ -17,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
 
+from fedrsclip_jax.data.published import published
 from fedrsclip_jax.errors import InputError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
@@ -205,17 +206,9 @@ class Tfds:
     def __init__(self, name: str, data_dir: str | Path | None = None):
         import tensorflow_datasets as tfds
 
-        place = "" if data_dir is None else f" --data_dir={data_dir}"
-        build = f"tfds build {name} --file_format=array_record{place}"
-        remedy = f"prepare it with: pip install 'fedrsclip_jax[tfds]' && {build}"
-        try:
-            builder: Any = tfds.builder(name, data_dir=None if data_dir is None else str(data_dir))
-        except Exception as error:  # TFDS has no common error, and runs the code of the set's author.
-            known = tfds.list_builders(with_community_datasets=False)
-            base = name.split("/")[0].split(":")[0]
-            nearest = difflib.get_close_matches(base, known, n=1, cutoff=0.0)[0]
-            reason = next(iter(str(error).splitlines()), "") if base in known else f"the nearest name is {nearest!r}"
-            raise InputError(f"data.source=tfds:{name} is not known ({reason}); names: tfds.list_builders()") from error
+        builder = find_builder(name, data_dir)
+        place = "" if data_dir is None else f" --config.data.tfds_dir={data_dir}"
+        remedy = f"prepare it with: pip install 'fedrsclip_jax[tfds]' && fedrsclip data --name={name}{place}"
         features = dict(builder.info.features or {})
         image, label = features.get("image"), features.get("label")
         if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
@@ -224,7 +217,9 @@ class Tfds:
                 "and 'label', such as uc_merced, eurosat/rgb or resisc45"
             )
         if not builder.info.splits:
-            raise InputError(f"data.source=tfds:{name} is not prepared in {builder.data_dir}; {remedy}")
+            known = published(name)
+            by_hand = f"{known.instructions(manual_folder(builder))}, then " if known and known.unpacked else ""
+            raise InputError(f"data.source=tfds:{name} is not prepared in {builder.data_dir}; {by_hand}{remedy}")
         try:
             # Encoded images: they are what is digested, and they are decoded by the same code as a folder's.
             splits: Any = builder.as_data_source(decoders={"image": tfds.decode.SkipDecoding()})
@@ -258,6 +253,32 @@ class Tfds:
     def name(self, i: int) -> str:
         split, row = self._places[i]
         return f"tfds:{self._name} {split}[{row}]"
+
+
+def find_builder(name: str, data_dir: str | Path | None = None, **settings: Any) -> Any:
+    """TFDS's builder of a set, prepared or not; `settings` are its own.
+
+    Raises:
+        InputError: neither TFDS nor this package knows the set; the nearest name is named.
+    """
+    import tensorflow_datasets as tfds
+
+    import fedrsclip_jax.data.optimal31  # noqa: F401  makes it known to TFDS
+
+    try:
+        return tfds.builder(name, data_dir=None if data_dir is None else str(data_dir), **settings)
+    except Exception as error:  # TFDS has no common error, and runs the code of the set's author.
+        known = tfds.list_builders(with_community_datasets=False)
+        base = name.split("/")[0].split(":")[0]
+        nearest = difflib.get_close_matches(base, known, n=1, cutoff=0.0)[0]
+        reason = next(iter(str(error).splitlines()), "") if base in known else f"the nearest name is {nearest!r}"
+        raise InputError(f"data.source=tfds:{name} is not known ({reason}); names: tfds.list_builders()") from error
+
+
+def manual_folder(builder: Any) -> Path:
+    """Where TFDS looks for what a person has downloaded for this builder."""
+    below = len(Path(builder.info.full_name).parts)  # name, configuration, version
+    return Path(builder.data_dir).parents[below - 1] / "downloads" / "manual"
 
 
 class Subset:
@@ -341,6 +362,17 @@ def open_source(
     if kind == "tfds" and rest:
         return Tfds(rest, data_dir)
     raise InputError(f"data.source={spec!r} is not known; use scenes, folder:PATH or tfds:NAME")
+
+
+def split_spec(spec: str) -> list[str]:
+    """The sources of `data.source`, which stand one after another with commas between; a path may hold commas."""
+    return re.split(r",(?=scenes(?:,|$)|folder:|tfds:)", spec)
+
+
+def named_spec(names: str) -> str:
+    """`data.source` for names as a person gives them, with commas between: those of TFDS need no `tfds:`."""
+    known = ("folder:", "tfds:")
+    return ",".join(n if n == "scenes" or n.startswith(known) else f"tfds:{n}" for n in names.split(","))
 
 
 def _hidden(name: str) -> bool:

@@ -22,6 +22,12 @@ pre { overflow-x: auto; }
 """
 
 
+def _client(summary: dict[str, Any], k: int) -> str:
+    """A client's number, with its source or sensor where clients are dealt out by it."""
+    domains = summary.get("client_domains")
+    return f"{k} ({html.escape(domains[k])})" if domains else str(k)
+
+
 def write_report(workdir: Path) -> Path:
     """Writes `report.html` from the other files of a run's folder; returns its path."""
     summary = json.loads((workdir / "summary.json").read_text())
@@ -61,7 +67,7 @@ def write_report(workdir: Path) -> Path:
         _table(
             ("client", "%", ""),
             [
-                (str(k), *_percents(own), "" if own is None else _bar(own, before))
+                (_client(summary, k), *_percents(own), "" if own is None else _bar(own, before))
                 for k, own, before in zip(
                     ids[:200], federation["per_client"][:200], zero["on_clients"]["per_client"][:200], strict=True
                 )

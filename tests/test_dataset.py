@@ -1,0 +1,85 @@
+"""`fedrsclip data`: tables that agree with the clients, a picture, and refusals before anything is written."""
+
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedrsclip_jax import cli
+from fedrsclip_jax import config as configuration
+from fedrsclip_jax.report.dataset import describe, picture
+from fedrsclip_jax.task import client_domains, divide_images, load_source
+
+SMALL = ("--name=scenes", "--config.data.scenes.count=192", "--config.data.image_size=16")
+FEW = ("--config.partition.clients=3", "--config.partition.min_examples=2")
+
+
+def test_tables_and_picture(tmp_path, capsys):
+    output = tmp_path / "clients.png"
+    assert cli.main(["data", *SMALL, *FEW, f"--output={output}"]) == 0
+    said = capsys.readouterr().out
+    assert "scenes: 192 images of 16 classes" in said
+    assert "16 x 16 (192)" in said
+    assert re.search(r"storage tanks +12", said)
+    rows = re.findall(r"^ (\d+) +([\d,]+) +(\d+) +(\d+) ", said, re.MULTILINE)
+    assert [row[0] for row in rows] == ["0", "1", "2"]
+    # A fifth of each class of twelve, rounded, is tested on.
+    assert (sum(int(row[1]) for row in rows), sum(int(row[2]) for row in rows)) == (160, 32)
+    with Image.open(output) as drawn:
+        assert drawn.format == "PNG"
+
+
+def described(**written):
+    nested = {"data": {"scenes": {"count": 192}, "image_size": 16}, **written}
+    config = configuration.resolve(configuration.Config, nested)
+    source = load_source(config.data)
+    clients = divide_images(config, source)
+    return source, clients, describe(config, source, clients, client_domains(config, source, clients))
+
+
+def test_counts_are_those_of_the_partition():
+    source, clients, found = described(partition={"clients": 3, "min_examples": 2})
+    train, test = clients.partition.counts(source.labels, 16)
+    assert np.array_equal(found.images["train"], train)
+    assert np.array_equal(found.images["test"], test)
+
+
+def test_sensors_have_colours():
+    _, _, found = described(partition={"kind": "domain", "clients": 6, "min_examples": 2})
+    assert found.client_domains == list(found.domain_names)
+    with Image.open(io.BytesIO(picture(found))) as drawn:
+        pixels = np.asarray(drawn.convert("HSV")).reshape(-1, 3)
+    hues = pixels[pixels[:, 1] > 100, 0]
+    # Blue, orange, green, red, purple and brown; of one colour there would be one hue.
+    assert len(np.unique(hues // 16)) >= 5
+
+
+def test_a_million_clients(tmp_path, capsys):
+    virtual = ("--config.partition.kind=virtual", "--config.partition.clients=1000000", "--config.cohort=4")
+    assert cli.main(["data", *SMALL, *virtual, f"--output={tmp_path / 'some.png'}"]) == 0
+    assert "and 999,960 more clients" in capsys.readouterr().out
+    with Image.open(tmp_path / "some.png") as drawn:
+        assert max(drawn.size) < 6000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--output=there/it.png",), ("--output", "there/it.png", "in a folder that is there")),
+        (("--output=it.jpg",), ("--output", "it.jpg", "FILE.png")),
+        (("--name=uc_mercd",), ("uc_mercd", "'uc_merced'")),
+        (("--name=folder:nowhere",), ("nowhere", "does not exist")),
+        (("--name=",), ("data.source", "folder:PATH")),
+        (("--name=scenes,",), ("'tfds:'", "folder:PATH")),
+        (("--name=scenes", "--config.data.clases=union"), ("'data.clases'", "'data.classes'")),
+    ],
+)
+def test_refused(tmp_path, monkeypatch, capsys, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["data", *arguments]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert all(word in line for word in words), line
+    assert not list(tmp_path.iterdir())
