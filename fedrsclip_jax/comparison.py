@@ -96,8 +96,9 @@ def compare(
         for number, (alone, own) in enumerate(runs):
             if number and (stops := max(distributed.exchange(interrupt.exit_code))):
                 interrupt.leave(f"{number} of {len(runs)} runs are done", stops)
+            part = progress.part(number + 1, len(runs))
             summary = experiment.run(
-                alone, task, features, own, progress, interrupt, allowed=allowed, encode_seconds=encode_seconds
+                alone, task, features, own, part, interrupt, allowed=allowed, encode_seconds=encode_seconds
             )
             summaries[alone.method.name].append(summary)
             if distributed.first():

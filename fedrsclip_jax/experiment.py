@@ -56,7 +56,7 @@ def run(
         if one.finished is not None:
             progress.say(f"{one.title}: finished before")
             return one.finished
-        with progress.track(one.title, config.rounds, unit="rounds") as bar:
+        with progress.track(one.title, config.rounds, unit="rounds", done=one.ledger.round) as bar:
             while one.ledger.round < config.rounds:
                 try:
                     with compilation.measure(one.ledger.seconds, "train"):

@@ -183,8 +183,8 @@ def _advance(runs: list[Run], until: int, progress: Progress, interrupt: Interru
     """Rounds of runs that stand at the same one, side by side."""
     together, alive = Together([run.federation for run in runs]), list(runs)
     title = f"{len(runs)} runs of {runs[0].config.method.name}"
-    with progress.track(title, until, unit="rounds") as bar:
-        number = runs[0].ledger.round
+    number = runs[0].ledger.round
+    with progress.track(title, until, unit="rounds", done=number) as bar:
         while number < until and alive:
             spent = {"compile": 0.0, "train": 0.0}
             with compilation.measure(spent, "train"):
