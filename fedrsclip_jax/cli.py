@@ -118,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         default="",
         help="go on with a run although these keys differ from its own (or `data`, `partition`, `backbone`)",
     )
+    train.add_argument("--tensorboard", action="store_true", help="event files in WORKDIR/tensorboard, a folder a run")
 
     sweep = verb(
         "sweep",
@@ -209,7 +210,9 @@ def _train(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     quiet = known.quiet or not distributed.first()
     allowed = [key for key in known.allow_changed.split(",") if key]
     with Interrupt(quiet=quiet) as interrupt:
-        result = comparison.compare(config, known.workdir, Progress(quiet=quiet), interrupt, allowed)
+        result = comparison.compare(
+            config, known.workdir, Progress(quiet=quiet), interrupt, allowed, tensorboard=known.tensorboard
+        )
     if distributed.first():
         comparison.show(result, Console())
         print(f"results in {known.workdir}")
