@@ -71,6 +71,18 @@ def _say(message: str) -> None:
         print(f"fedrsclip: {' '.join(message.splitlines())}", file=sys.stderr)
 
 
+class _HelpConfig(argparse.Action):
+    """Prints every configuration key of a verb and ends, as --help does."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from fedrsclip_jax import config, grid, manual
+
+        kind = config.PretrainConfig if parser.prog.endswith(" pretrain") else config.Config
+        others = grid.MEANINGS if parser.prog.endswith(" sweep") else None
+        print(manual.manual(kind, f"Configuration keys of {parser.prog}, with their defaults", others))
+        parser.exit()
+
+
 class _Parser(argparse.ArgumentParser):
     """Bad arguments are answered like any other bad input, in one line."""
 
@@ -82,18 +94,19 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="fedrsclip",
         description="Federated prompt learning of CLIP for remote-sensing scene classification.",
-        epilog="Every key of a configuration can be set as --config.KEY=VALUE, such as --config.rounds=5.",
+        epilog="Every key of a configuration can be set as --config.KEY=VALUE, such as --config.rounds=5; "
+        "`fedrsclip train --help-config` lists them.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"fedrsclip_jax {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
 
-    def verb(name: str, run: Any, help: str, example: str) -> argparse.ArgumentParser:
+    def verb(name: str, run: Any, help: str, *examples: str) -> argparse.ArgumentParser:
         sub = verbs.add_parser(
             name,
             help=help,
             description=help,
-            epilog=f"example: {example}",
+            epilog="\n".join(f"example: {example}" for example in examples),
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
@@ -102,13 +115,20 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--debug", action="store_true", help="errors with their traceback")
         return sub
 
+    def configured(sub: argparse.ArgumentParser, *, default: str = "") -> None:
+        meaning = f"configuration; default {default}" if default else "configuration"
+        sub.add_argument("--config", metavar="FILE[:ARG]", required=not default, help=meaning)
+        sub.add_argument("--help-config", action=_HelpConfig, nargs=0, help="print every configuration key, and end")
+
     train = verb(
         "train",
         _train,
         "run a federation, or a method beside its baselines over seeds",
+        "fedrsclip train --config.rounds=5 --config.seeds=1",
         "fedrsclip train --config=configs/aid.py --config.backbone=runs/aid_clip --workdir=runs/aid",
+        "fedrsclip train --config=configs/aid.py --config.data.source=folder:photographs --dry-run",
     )
-    train.add_argument("--config", metavar="FILE[:ARG]", help="configuration; default configs/quickstart.py")
+    configured(train, default="configs/quickstart.py")
     train.add_argument(
         "--workdir", type=Path, help="folder for results, new or of a run to go on with; default runs/NAME-TIME"
     )
@@ -118,14 +138,22 @@ def _parser() -> argparse.ArgumentParser:
         default="",
         help="go on with a run although these keys differ from its own (or `data`, `partition`, `backbone`)",
     )
+    train.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print what would run, its bytes, memory and time, measured on a few rounds; write nothing",
+    )
+    train.add_argument("--tensorboard", action="store_true", help="event files in WORKDIR/tensorboard, a folder a run")
 
     sweep = verb(
         "sweep",
         _sweep,
         "run every setting of a sweep with every seed, side by side in as few programs as possible",
         "fedrsclip sweep --config=configs/ablation_constraints.py --workdir=runs/constraints",
+        "fedrsclip sweep --config=configs/quickstart.py --config.sweep.grid.local.learning_rate=0.03,0.1 "
+        "--config.sweep.seeds=3",
     )
-    sweep.add_argument("--config", metavar="FILE[:ARG]", required=True, help="configuration with a group `sweep`")
+    configured(sweep)
     sweep.add_argument("--workdir", type=Path, help="folder for results, new or of a sweep to go on with")
     sweep.add_argument("--allow-changed", metavar="KEY,...", default="", help="as of train, of each run")
 
@@ -134,6 +162,7 @@ def _parser() -> argparse.ArgumentParser:
         _evaluate,
         "score the last checkpoint of a run again",
         "fedrsclip evaluate --workdir=runs/aid",
+        "fedrsclip evaluate --workdir=runs/aid --config.data.source=folder:moved/aid",
     )
     evaluate.add_argument("--workdir", type=Path, required=True, help="folder of a run")
 
@@ -142,6 +171,7 @@ def _parser() -> argparse.ArgumentParser:
         _export,
         "write prompts or a classifier of a run for PyTorch, compared with our own logits",
         "fedrsclip export --workdir=runs/aid --format=classifier --output=classifier",
+        "fedrsclip export --workdir=runs/aid --format=fedotp --all-clients --output=prompts",
     )
     export.add_argument("--workdir", type=Path, required=True, help="folder of a run")
     export.add_argument(
@@ -166,8 +196,9 @@ def _parser() -> argparse.ArgumentParser:
         _pretrain,
         "train a small CLIP of one's own and write it as a Hugging Face folder",
         "fedrsclip pretrain --config=configs/pretrain_aid.py --workdir=runs/aid_clip",
+        "fedrsclip pretrain --config=configs/pretrain_aid.py:photographs --config.epochs=40 --workdir=runs/own_clip",
     )
-    pretrain.add_argument("--config", metavar="FILE[:ARG]", required=True, help="configuration")
+    configured(pretrain)
     pretrain.add_argument("--workdir", type=Path, help="new folder for the CLIP; default runs/NAME-TIME")
 
     data = verb(
@@ -216,14 +247,21 @@ def _train(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
 
     from rich.console import Console
 
-    from fedrsclip_jax import comparison, compilation
+    from fedrsclip_jax import comparison, compilation, forecast
     from fedrsclip_jax.progress import Progress
 
-    compilation.keep_on_disk()
     quiet = known.quiet or not distributed.first()
     allowed = [key for key in known.allow_changed.split(",") if key]
+    if known.dry_run:
+        told = forecast.forecast(config, known.workdir, Progress(quiet=quiet), allowed)
+        if distributed.first():
+            forecast.show(told, Console())
+        return
+    compilation.keep_on_disk()
     with Interrupt(quiet=quiet) as interrupt:
-        result = comparison.compare(config, known.workdir, Progress(quiet=quiet), interrupt, allowed)
+        result = comparison.compare(
+            config, known.workdir, Progress(quiet=quiet), interrupt, allowed, tensorboard=known.tensorboard
+        )
     if distributed.first():
         comparison.show(result, Console())
         print(f"results in {known.workdir}")

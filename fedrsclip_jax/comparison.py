@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fedrsclip_jax import distributed, experiment, workdir
+from fedrsclip_jax import distributed, events, experiment, workdir
 from fedrsclip_jax.config import Config, digest, to_dict
 from fedrsclip_jax.federated.mesh import make_mesh
 from fedrsclip_jax.files import write_json
@@ -19,7 +20,7 @@ from fedrsclip_jax.interrupt import Interrupt
 from fedrsclip_jax.methods import find_method
 from fedrsclip_jax.progress import Progress
 from fedrsclip_jax.report.page import write_report
-from fedrsclip_jax.task import encode_images, load_task
+from fedrsclip_jax.task import Task, encode_images, load_task
 
 TITLES = {
     "zero_shot": "zero-shot",
@@ -32,8 +33,55 @@ TITLES = {
 }
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a comparison is going to run, all of which fits.
+
+    Attributes:
+      task: images and backbone, of all runs.
+      known: digests of what runs start from, as far as they are known before the images are encoded.
+      runs: configuration and folder of each, in their order.
+    """
+
+    task: Task
+    known: dict[str, str]
+    runs: list[tuple[Config, Path]]
+
+    def check_earlier(self, allowed: Sequence[str]) -> list[dict[str, Any] | None]:
+        """See `experiment.check_earlier`, of each run."""
+        with distributed.together():
+            return [experiment.check_earlier(alone, own, self.known, allowed) for alone, own in self.runs]
+
+
+def plan(config: Config, folder: Path) -> Plan:
+    """Finds out whether a comparison can be run in `folder`, which is left as it is; no image is encoded.
+
+    Raises:
+      InputError: something does not fit.
+    """
+    # The configured method last, as the table shows it.
+    names = [*dict.fromkeys((*config.baselines, config.method.name))]
+    for name in names:
+        find_method(name, "method.name" if name == config.method.name else "baselines")
+    seeds = range(config.seed, config.seed + config.seeds)
+    with distributed.together():
+        workdir.check(folder)
+        task = load_task(config)
+        make_mesh(config.spmd.devices)
+        for seed in seeds:
+            known = experiment.check_settings(dataclasses.replace(config, seed=seed), task)
+    distributed.check_same({"configuration": digest(config), **known})
+    return Plan(task, known, [_row(config, folder, seed, name) for seed in seeds for name in reversed(names)])
+
+
 def compare(
-    config: Config, folder: Path, progress: Progress, interrupt: Interrupt, allowed: Sequence[str] = ()
+    config: Config,
+    folder: Path,
+    progress: Progress,
+    interrupt: Interrupt,
+    allowed: Sequence[str] = (),
+    *,
+    tensorboard: bool = False,
 ) -> dict[str, Any]:
     """Runs method and baselines for every seed, or goes on with what an earlier start has left undone.
 
@@ -42,6 +90,7 @@ def compare(
 
     Args:
       interrupt, allowed: see `experiment.run`.
+      tensorboard: whether to write event files, below `folder/tensorboard/` a folder a run.
 
     Returns:
       The comparison: `rows` by name, `paired` differences of the method to each other row.
@@ -50,41 +99,40 @@ def compare(
       InputError: something does not fit; if nothing is saved yet, nothing is left in `folder`.
       Stopped: as `interrupt` asked.
     """
-    # The configured method last, as the table shows it.
-    names = [*dict.fromkeys((*config.baselines, config.method.name))]
-    for name in names:
-        find_method(name, "method.name" if name == config.method.name else "baselines")
-    with distributed.together():
-        workdir.check(folder)
-        task = load_task(config)
-        make_mesh(config.spmd.devices)
-        seeds = range(config.seed, config.seed + config.seeds)
-        for seed in seeds:
-            known = experiment.check_settings(dataclasses.replace(config, seed=seed), task)
-    distributed.check_same({"configuration": digest(config), **known})
+    if tensorboard:
+        with distributed.together():
+            events.check_installed()
+    planned = plan(config, folder)
     with workdir.claim(folder) as dead:
         if dead:
             progress.say(f"{folder}: taken over from {dead}, which is dead")
-        runs = [_row(config, folder, seed, name) for seed in seeds for name in reversed(names)]
-        with distributed.together():  # before the images are encoded, too
-            for alone, own in runs:
-                experiment.check_earlier(alone, own, known, allowed)
+        planned.check_earlier(allowed)  # before the images are encoded, too
         began = time.perf_counter()
-        features = encode_images(config, task, progress, interrupt)
+        features = encode_images(config, planned.task, progress, interrupt)
         encode_seconds = time.perf_counter() - began
 
-        summaries: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-        for number, (alone, own) in enumerate(runs):
+        summaries: dict[str, list[dict[str, Any]]] = {}
+        for number, (alone, own) in enumerate(planned.runs):
             if number and (stops := max(distributed.exchange(interrupt.exit_code))):
-                interrupt.leave(f"{number} of {len(runs)} runs are done", stops)
+                interrupt.leave(f"{number} of {len(planned.runs)} runs are done", stops)
+            name = alone.method.name
             summary = experiment.run(
-                alone, task, features, own, progress, interrupt, allowed=allowed, encode_seconds=encode_seconds
+                alone,
+                planned.task,
+                features,
+                own,
+                progress.part(number + 1, len(planned.runs)),
+                interrupt,
+                allowed=allowed,
+                encode_seconds=encode_seconds,
+                events=folder / events.FOLDER / f"{name}-seed{alone.seed}" if tensorboard else None,
             )
-            summaries[alone.method.name].append(summary)
+            summaries.setdefault(name, []).append(summary)
             if distributed.first():
                 write_report(own)
             encode_seconds = 0.0  # it was spent once
-        result = {"config": to_dict(config), **tabulate(summaries, config.method.name)}
+        as_shown = {name: summaries[name] for name in reversed(summaries)}
+        result = {"config": to_dict(config), **tabulate(as_shown, config.method.name)}
         write_json(folder / "comparison.json", result)
         return result
 

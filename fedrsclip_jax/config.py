@@ -55,7 +55,7 @@ def group(cls: type[T]) -> T:
 class ScenesConfig:
     count: int = key(2400, "scenes drawn, all 16 classes together", low=32)
     seed: int = key(
-        7, "of the drawing; independent of the run's seed, so that seeds share images", low=0, high=MAX_SEED
+        7, "seed of the drawing; independent of the run's seed, so that seeds share images", low=0, high=MAX_SEED
     )
     domains: tuple = key((), "sensor domains; empty for those that pretraining has not seen")
 
@@ -71,7 +71,7 @@ class DataConfig:
         "union", "of several sources: those of any, or those that all have", among=("union", "intersection")
     )
     half: str = key("all", "images used: `all`, or one of two disjoint halves", among=("all", "pretrain", "federate"))
-    half_seed: int = key(0, "of the halves; pretraining and federation must agree", low=0, high=MAX_SEED)
+    half_seed: int = key(0, "seed of the halves; pretraining and federation must agree", low=0, high=MAX_SEED)
     test_fraction: float = key(0.2, "share of each class kept for testing", low=0.0, high=1.0)
     views: int = key(1, "augmented views cached per image for training; 1 trains on the plain image", low=1)
     image_size: int = key(64, "pixels; of drawn scenes and in pretraining (a backbone brings its own)", low=16)
@@ -89,7 +89,7 @@ class PartitionConfig:
     )
     clients: int = key(10, "institutions in the federation; 1 is centralised training", low=1, high=MAX_CLIENTS)
     alpha: float = key(0.1, "concentration of `dirichlet` and `virtual`; small is uneven", above=0.0)
-    classes_per_client: int = key(2, "of `classes`", low=1)
+    classes_per_client: int = key(2, "classes that a client has, of `classes`", low=1)
     min_examples: int = key(8, "training images every client has at least; not of `virtual`", low=1)
     examples_per_client: int = key(32, "training images of every client of `virtual`", low=1)
 
@@ -99,25 +99,27 @@ class MethodConfig:
     name: str = key("fedrsclip", "what is trained; see fedrsclip_jax/methods")
     context_tokens: int = key(4, "tokens of a prompt (m); m x text width numbers travel", low=1)
     context_init: str = key("", "words that a prompt starts from; empty for N(0, 0.02^2)")
-    class_position: str = key("end", "of the class name to the context", among=("end", "middle", "front"))
-    combine: str = key("logits", "of shared and private prompt", among=("logits", "features", "concat"))
+    class_position: str = key("end", "where the class name stands in the context", among=("end", "middle", "front"))
+    combine: str = key(
+        "logits", "what of shared and private prompt is put together", among=("logits", "features", "concat")
+    )
     pacl: str = key("features", "what PACL compares", among=("features", "tokens"))
     cmfac: str = key("cosine", "how CMFAC ties text to images", among=("cosine", "contrastive"))
     pacl_weight: float = key(0.3, "weight of PACL in the loss", low=0.0)
     cmfac_weight: float = key(0.5, "weight of CMFAC in the loss", low=0.0)
     rank: int = key(8, "of FedPGP's private change of the prompt; at most context_tokens count", low=1)
     contrastive_weight: float = key(1.0, "weight of FedPGP's contrastive term", low=0.0)
-    temperature: float = key(0.5, "of FedPGP's contrastive term", above=0.0)
+    temperature: float = key(0.5, "temperature of FedPGP's contrastive term", above=0.0)
 
 
 @dataclass(frozen=True)
 class LocalConfig:
     epochs: int = key(1, "passes of a client over its images in a round", low=1)
     batch_size: int = key(32, "images in a step", low=1)
-    optimizer: str = key("sgd", "of a client; starts fresh each round", among=("sgd", "adam", "adamw"))
-    learning_rate: float = key(0.002, "of a client", low=0.0)
-    momentum: float = key(0.9, "of `sgd`, within a round; b1 of `adam`", low=0.0, high=0.9999)
-    weight_decay: float = key(0.0, "of prompts", low=0.0)
+    optimizer: str = key("sgd", "optimiser of a client; starts fresh each round", among=("sgd", "adam", "adamw"))
+    learning_rate: float = key(0.002, "step size of a client; 0.002 suits real CLIP, 0.01 to 0.1 small ones", low=0.0)
+    momentum: float = key(0.9, "momentum of `sgd`, within a round; b1 of `adam`", low=0.0, high=0.9999)
+    weight_decay: float = key(0.0, "weight decay of prompts", low=0.0)
     proximal_weight: float = key(0.0, "FedProx's mu on the shared prompt; 0 is FedAvg", low=0.0)
 
 
@@ -125,7 +127,7 @@ class LocalConfig:
 class ServerConfig:
     aggregator: str = key(
         "mean",
-        "of the clients' changes; the means weight them by images, the others treat clients alike",
+        "average of the clients' changes; the means weight them by images, the others treat clients alike",
         among=("mean", "norm_clipped_mean", "median", "trimmed_mean", "krum", "multi_krum"),
     )
     faulty: int = key(1, "clients of a cohort that may be faulty, of `krum` and `multi_krum`", low=0)
@@ -133,7 +135,7 @@ class ServerConfig:
     client_norm: float = key(0.0, "longest change of one client (L2), of `norm_clipped_mean`", low=0.0)
     clip_norm: float = key(0.0, "longest average change (L2), of any aggregator; 0 is no limit", low=0.0)
     optimizer: str = key("sgd", "applied to the average; sgd at 1 is FedAvg", among=("sgd", "momentum", "adam", "yogi"))
-    learning_rate: float = key(1.0, "of the server", low=0.0)
+    learning_rate: float = key(1.0, "step size of the server", low=0.0)
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,7 @@ class SpmdConfig:
 class Config:
     """One federated run, or a comparison of methods over seeds."""
 
-    seed: int = key(0, "of split, partition, cohorts, initial prompts and batches", low=0, high=MAX_SEED)
+    seed: int = key(0, "seed of split, partition, cohorts, initial prompts and batches", low=0, high=MAX_SEED)
     seeds: int = key(1, "runs, with seed, seed + 1, ...; each has its own partition", low=1)
     baselines: tuple = key((), "methods trained beside method.name on the same partitions, for the closing table")
     backbone: str = key("tiny", "`tiny` (embedded), a Hugging Face name, or a CLIP folder")
@@ -189,10 +191,10 @@ class Config:
         "prompts to start from: `run:FOLDER` (another run's shared prompt), `coop:FILE`, `fedotp:FILE`, `flip:FILE` or "
         "`safetensors:FILE`",
     )
-    rounds: int = key(50, "of the federation", low=1)
+    rounds: int = key(50, "rounds of the federation", low=1)
     cohort: int = key(0, "clients drawn a round; 0 is everyone", low=0)
     dropout: float = key(0.0, "share of a cohort that fails to answer", low=0.0, high=0.99)
-    dtype: str = key("float32", "of the towers; prompts and losses stay float32", among=("float32", "bfloat16"))
+    dtype: str = key("float32", "type of the towers; prompts and losses stay float32", among=("float32", "bfloat16"))
     data: DataConfig = group(DataConfig)
     partition: PartitionConfig = group(PartitionConfig)
     method: MethodConfig = group(MethodConfig)
@@ -209,8 +211,8 @@ class TowersConfig:
     vision_layers: int = key(4, "blocks of the image tower", low=1)
     text_layers: int = key(3, "blocks of the text tower", low=1)
     heads: int = key(4, "attention heads of both towers", low=1)
-    embed: int = key(128, "joint embedding", low=8)
-    patch_size: int = key(8, "pixels", low=2)
+    embed: int = key(128, "channels of the joint embedding", low=8)
+    patch_size: int = key(8, "side of a patch of the image tower, in pixels", low=2)
     positions: int = key(40, "longest text in tokens", low=8)
     vocabulary: int = key(512, "tokens of the byte-level BPE that is fitted to the captions", low=280)
 
@@ -219,14 +221,14 @@ class TowersConfig:
 class PretrainConfig:
     """Contrastive training of a small CLIP."""
 
-    seed: int = key(0, "of weights, captions, alterations and batches", low=0, high=MAX_SEED)
+    seed: int = key(0, "seed of weights, captions, alterations and batches", low=0, high=MAX_SEED)
     epochs: int = key(30, "passes over the images", low=1)
     batch_size: int = key(256, "images in a step", low=2)
     learning_rate: float = key(1e-3, "peak of a cosine schedule with 5 % warm-up", low=0.0)
     weight_decay: float = key(0.1, "AdamW's, on matrices", low=0.0)
     min_crop: float = key(0.6, "smallest share of an image's area in a random crop", low=0.05, high=1.0)
     validation_fraction: float = key(0.1, "images kept to report zero-shot accuracy on", low=0.01, high=0.5)
-    save_dtype: str = key("float16", "of the written weights", among=("float16", "float32"))
+    save_dtype: str = key("float16", "type of the written weights", among=("float16", "float32"))
     data: DataConfig = group(DataConfig)
     model: TowersConfig = group(TowersConfig)
 

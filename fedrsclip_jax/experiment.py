@@ -17,6 +17,7 @@ from fedrsclip_jax.data.features import Features
 from fedrsclip_jax.data.sources import fingerprint
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.evaluate import score_zero_shot
+from fedrsclip_jax.events import Events
 from fedrsclip_jax.federated.aggregate import ServerPlan
 from fedrsclip_jax.federated.aggregate import check as check_aggregator
 from fedrsclip_jax.federated.engine import Diverged, Done
@@ -40,11 +41,13 @@ def run(
     *,
     allowed: Sequence[str] = (),
     encode_seconds: float = 0.0,
+    events: Path | None = None,
 ) -> dict[str, Any]:
     """Trains, evaluates and saves one run, or goes on with it where it was left.
 
     Args:
       interrupt: asked after each dispatch whether to save and leave.
+      events: folder for TensorBoard's files, if they are wanted.
       Others: see `Run`.
 
     Returns:
@@ -55,11 +58,16 @@ def run(
       Diverged: prompts or loss are no longer finite; the last sound state is saved, if it is not the first.
       Stopped: as `interrupt` asked; what was done is saved.
     """
-    with Run(config, task, features, folder, progress, allowed=allowed, encode_seconds=encode_seconds) as one:
+    with (
+        Run(config, task, features, folder, progress, allowed=allowed, encode_seconds=encode_seconds) as one,
+        Events(events) as written,
+    ):
         if one.finished is not None:
             progress.say(f"{one.title}: finished before")
+            if events is not None:
+                written.follow(_read_lines(folder))
             return one.finished
-        with progress.track(one.title, config.rounds, unit="rounds") as bar:
+        with progress.track(one.title, config.rounds, unit="rounds", done=one.ledger.round) as bar:
             while one.ledger.round < config.rounds:
                 try:
                     with compilation.measure(one.ledger.seconds, "train"):
@@ -68,6 +76,7 @@ def run(
                     one.give_up(diverged)
                     raise
                 one.enter(dispatch)
+                written.follow(one.ledger.lines)
                 done = dispatch[-1]
                 bar.advance_to(
                     one.ledger.round,
@@ -80,7 +89,9 @@ def run(
                 if stops and one.ledger.round < config.rounds:
                     one.save()
                     interrupt.leave(f"{one.title}: saved after round {one.ledger.round} of {config.rounds}", stops)
-        return one.summarise()
+        summary = one.summarise()
+        written.follow(one.ledger.lines)
+        return summary
 
 
 class Run:
@@ -206,6 +217,7 @@ class Run:
             "uplink_params_per_client_round": federation.traffic.params,
             "uplink_bytes_per_client_round": federation.traffic.bytes,
             "bytes_sent": ledger.bytes_sent,
+            "local_steps": ledger.steps,
             "zero_shot": self._zero_shot,
             **self._scores,
             "seconds": {phase: round(spent, 3) for phase, spent in ledger.seconds.items()},
@@ -377,6 +389,11 @@ def _take_back_start(folder: Path) -> None:
 
 def _write_lines(folder: Path, ledger: Ledger) -> None:
     write_text(folder / "metrics.jsonl", "".join(json.dumps(line, allow_nan=False) + "\n" for line in ledger.lines))
+
+
+def _read_lines(folder: Path) -> list[dict[str, Any]]:
+    """What `metrics.jsonl` of a run holds, a line an evaluation."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def _brief(scores: dict[str, Any]) -> dict[str, Any]:

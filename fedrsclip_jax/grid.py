@@ -19,6 +19,13 @@ from fedrsclip_jax.config import Config, Written, resolve
 from fedrsclip_jax.errors import InputError
 
 _GROUP = "sweep"
+# What the group holds, for people; KEY is any key of a run.
+MEANINGS = {
+    "sweep.grid.KEY = a,b,c": "values of a key; every combination of the grid's keys is a row",
+    "sweep.zip.KEY = a,b,c": "values of a key; the first of all zip's keys together are a row, the second are, ...",
+    "sweep.seeds = 1": "runs of each row (whole number, at least 1), with seed, seed + 1, ...",
+    "sweep.labels = (none)": "names of zip's rows, for the tables; in a configuration file only",
+}
 _PARTS = ("grid", "zip", "seeds", "labels")
 # Keys that no row may change, and why.
 _FIXED = {

@@ -1,14 +1,17 @@
 """What a person sees while a run works: a live bar in a terminal, a plain line now and then elsewhere."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+from rich.text import Text
 
-PLAIN_SECONDS = 20.0  # between lines where there is no terminal, in logs of Slurm or CI
+PLAIN_SECONDS = 60.0  # between lines where there is no terminal, in logs of Slurm or CI
+_MEMORY = 3600.0  # seconds of the past that the time left is reckoned from: a dispatch or a batch may take minutes
 
 
 class Bar:
@@ -25,9 +28,17 @@ class Bar:
 class Progress:
     """Progress on one console, by default standard error; quiet=True says nothing."""
 
-    def __init__(self, *, quiet: bool = False, console: Console | None = None):
-        self.quiet = quiet
+    def __init__(self, *, quiet: bool = False, console: Console | None = None, place: str = ""):
+        """
+        Args:
+          place: said before the name of every phase.
+        """
+        self.quiet, self.place = quiet, place
         self.console = console or Console(stderr=True, highlight=False)
+
+    def part(self, number: int, of: int) -> "Progress":
+        """That of one run of several, from 1; it says which."""
+        return Progress(quiet=self.quiet, console=self.console, place=f"{number}/{of} " if of > 1 else "")
 
     def say(self, text: str) -> None:
         """One plain line."""
@@ -35,42 +46,62 @@ class Progress:
             self.console.print(text, markup=False, soft_wrap=True)
 
     @contextmanager
-    def track(self, name: str, total: int, unit: str) -> Iterator[Bar]:
-        """A bar for the body of a `with`."""
+    def track(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Bar]:
+        """A bar for the body of a `with`; `done` of `total` were finished before, and say nothing of the time left."""
+        name = f"{self.place}{name}"
         if self.quiet:
             yield Bar(lambda done, figures: None)
         elif self.console.is_terminal:
             columns = (
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
+                BarColumn(bar_width=10),
                 MofNCompleteColumn(),
                 TextColumn(unit),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[figures]}"),
+                TimeRemainingColumn(elapsed_when_finished=True),
+                _Figures(),
             )
-            with RichProgress(*columns, console=self.console) as live:
-                task = live.add_task(name, total=total, figures="")
+            with RichProgress(*columns, console=self.console, speed_estimate_period=_MEMORY) as live:
+                task = live.add_task(name, total=total, completed=done, figures="")
                 yield Bar(lambda done, figures: live.update(task, completed=done, figures=_line(figures)))
         else:
-            yield Bar(_Plain(self, name, total, unit))
+            yield Bar(_Plain(self, name, total, unit, done))
+
+
+def duration(seconds: float) -> str:
+    """A time for people, in the unit that suits it."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+class _Figures(ProgressColumn):
+    """As many of the figures as a narrow terminal has room for, on one line."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["figures"], no_wrap=True, overflow="ellipsis")
 
 
 class _Plain:
-    """A line at most every PLAIN_SECONDS, and one at the end."""
+    """The first line and the last one, and between them one every PLAIN_SECONDS."""
 
-    def __init__(self, progress: Progress, name: str, total: int, unit: str):
+    def __init__(self, progress: Progress, name: str, total: int, unit: str, done: int):
         self.progress, self.name, self.total, self.unit = progress, name, total, unit
-        self.began = self.last = time.monotonic()
-        self.done = 0
+        self.began, self.last = time.monotonic(), -math.inf
+        self.done = done
+        self.first: tuple[int, float] | None = None  # until then a program was compiled, which no later round does
 
     def __call__(self, done: int, figures: dict[str, float]) -> None:
         now = time.monotonic()
         if done == self.done or (now - self.last < PLAIN_SECONDS and done < self.total):
             return
         self.last, self.done = now, done
-        elapsed = now - self.began
-        left = elapsed / max(done, 1) * (self.total - done)
-        line = f"{self.name}: {done}/{self.total} {self.unit}, {elapsed:.0f} s, {left:.0f} s left"
+        line = f"{self.name}: {done}/{self.total} {self.unit}, {duration(now - self.began)}"
+        if self.first is None:
+            self.first = done, now
+        else:
+            left = (now - self.first[1]) / (done - self.first[0]) * (self.total - done)
+            line += f", {duration(left)} left"
         self.progress.say("  ".join(part for part in (line, _line(figures)) if part))
 
 

@@ -244,8 +244,8 @@ def _advance(
     if fit:
         together.fit_lanes()
     title = f"{len(runs)} runs of {runs[0].config.method.name}"
-    with progress.track(title, until, unit="rounds") as bar:
-        number = runs[0].ledger.round
+    number = runs[0].ledger.round
+    with progress.track(title, until, unit="rounds", done=number) as bar:
         while number < until and alive:
             spent = {"compile": 0.0, "train": 0.0}
             with compilation.measure(spent, "train"):

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from fedrsclip_jax import distributed
+from fedrsclip_jax import compilation, distributed
 from fedrsclip_jax.clip import huggingface, preprocess, tokenizer
 from fedrsclip_jax.clip.backbone import Backbone
 from fedrsclip_jax.clip.model import CLIP, CLIPConfig
@@ -130,7 +130,6 @@ def encode_images(
       Stopped: as `interrupt` asked; what was encoded is in the cache.
       InputError: an image cannot be read (unless `data.skip_unreadable`), or the cache cannot be written.
     """
-    prepare, settings = preprocess.load_preprocess(task.folder)
     views, count = config.data.views, len(task.source)
     total = count * (views + 1 if views > 1 else 1)
     with progress.track("encoding images", total, unit="images") as bar:
@@ -143,11 +142,8 @@ def encode_images(
         encode = partial(
             features.encode,
             task.source,
-            _encoder(task.clip, prepare),
-            key={"weights": task.digest, "preprocess": settings, "dtype": config.dtype},
-            views=views,
-            seed=VIEW_SEED,
-            cache_dir=features.default_cache_dir(),
+            _encoder(task),
+            **_entries(config, task),
             batch_size=ENCODE_BATCH,
             skip_unreadable=config.data.skip_unreadable,
             progress=advance,
@@ -157,6 +153,34 @@ def encode_images(
     if unreadable:
         progress.say(f"{unreadable} of {count} images could not be read and are left out")
     return encoded
+
+
+def images_to_encode(config: Config, task: Task) -> int:
+    """How many images `encode_images` would not find in the cache, counted over all views."""
+    return features.missing(task.source, **_entries(config, task))
+
+
+def time_encoding(config: Config, task: Task, seconds: float) -> dict[str, float]:
+    """What encoding takes on this machine, found out by about so many seconds of it; nothing is kept.
+
+    Returns:
+      `compile`, and `image` with reading: seconds.
+    """
+    sample = partial(
+        features.trial,
+        task.source,
+        _encoder(task),
+        views=config.data.views,
+        seed=VIEW_SEED,
+        batch_size=ENCODE_BATCH,
+        skip_unreadable=config.data.skip_unreadable,
+    )
+    spent = {"compile": 0.0, "first": 0.0, "then": 0.0}
+    with compilation.measure(spent, "first"):
+        sample(seconds=0.0)
+    with compilation.measure(spent, "then"):
+        done = sample(seconds=seconds)
+    return {"compile": spent["compile"], "image": spent["then"] / done}
 
 
 def divide(config: Config, task: Task, readable: Bool[np.ndarray, " images"] | None = None) -> Clients:
@@ -232,9 +256,21 @@ def _encode_text(graph, weights, tokens: Int[Array, "texts length"]) -> Float[Ar
     return nnx.merge(graph, weights).encode_text(tokens)
 
 
-def _encoder(clip: CLIP, prepare: preprocess.Preprocess):
+def _entries(config: Config, task: Task) -> dict[str, Any]:
+    """Where features lie in the cache; see `features.encode`."""
+    _, settings = preprocess.load_preprocess(task.folder)
+    return {
+        "key": {"weights": task.digest, "preprocess": settings, "dtype": config.dtype},
+        "views": config.data.views,
+        "seed": VIEW_SEED,
+        "cache_dir": features.default_cache_dir(),
+    }
+
+
+def _encoder(task: Task) -> features.Encoder:
     """Maps lists of pictures to unit-norm features; batches are padded to one size, so that it compiles once."""
-    graph, weights = nnx.split(clip)
+    prepare, _ = preprocess.load_preprocess(task.folder)
+    graph, weights = nnx.split(task.clip)
     encode = jax.jit(lambda weights, images: nnx.merge(graph, weights).encode_images(images))
 
     def encoder(images):

@@ -1,14 +1,29 @@
 """The command line's surface: help that is there at once, verbs, flags and how keys are written."""
 
+import io
+import math
+import re
+import shlex
 import subprocess
 import sys
+from contextlib import redirect_stdout
 
 import pytest
 
 from fedrsclip_jax import cli
+from fedrsclip_jax import config as configuration
 from fedrsclip_jax.errors import InputError
 
-VERBS = ("train", "evaluate", "pretrain", "data")
+
+def verbs() -> list[str]:
+    """As the help lists them."""
+    with redirect_stdout(io.StringIO()) as shown:
+        cli.main([])
+    return re.findall(r"^    (\w+) ", shown.getvalue(), re.MULTILINE)
+
+
+VERBS = verbs()
+CONFIGURED = {"train": configuration.Config, "sweep": configuration.Config, "pretrain": configuration.PretrainConfig}
 
 
 @pytest.fixture
@@ -20,7 +35,9 @@ def spoken(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["--version"], ["train", "--help"], ["trian"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["--help"], ["--version"], ["train", "--help"], ["sweep", "--help-config"], ["trian"]]
+)
 def test_help_needs_no_heavy_library(arguments):
     # Under a second is what the README promises; importing any of these alone can take longer than that.
     script = (
@@ -40,7 +57,7 @@ def test_help_lists_the_verbs(capsys):
         cli.main(["--help"])
     assert ended.value.code == 0
     assert capsys.readouterr().out == without
-    assert all(f"\n    {verb} " in without for verb in VERBS)
+    assert {"train", "sweep", "evaluate", "export", "pretrain"} <= set(VERBS)
     assert "--config.KEY=VALUE" in without
 
 
@@ -49,10 +66,38 @@ def test_every_verb_has_an_example_that_it_takes(verb, capsys, spoken):
     with pytest.raises(SystemExit) as ended:
         cli.main([verb, "--help"])
     assert ended.value.code == 0
-    (example,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("example: "))
-    assert example.startswith(f"example: fedrsclip {verb} --")
-    assert cli.main(example.removeprefix("example: fedrsclip ").split()) == 0
-    assert [call[0] for call in spoken] == [verb]
+    examples = [line for line in capsys.readouterr().out.splitlines() if line.startswith("example: ")]
+    assert examples
+    for example in examples:
+        assert example.startswith(f"example: fedrsclip {verb} --")
+        assert cli.main(shlex.split(example.removeprefix("example: fedrsclip "))) == 0
+    assert [call[0] for call in spoken] == [verb] * len(examples)
+
+
+@pytest.mark.parametrize("verb", CONFIGURED)
+def test_every_key_is_explained_with_default_and_limits(verb, capsys, spoken):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([verb, "--help-config"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert text.isascii(), "it is to be read in any terminal"
+    read = " ".join(text.split())
+    for name, kind, field in configuration.keys(CONFIGURED[verb]):
+        meaning = field.metadata["meaning"]
+        assert len(meaning) >= 10, f"{name} says too little: {meaning!r}"
+        assert read.count(f" {name} = ") == 1
+        (after,) = re.findall(rf"^  {re.escape(name)} = (.*(?:\n      .*)+)", text, re.MULTILINE)
+        after = " ".join(after.split())
+        assert meaning in after
+        if field.default not in ("", ()):
+            assert after.lower().startswith(f"{field.default} (".lower())
+        assert all(choice in after for choice in field.metadata["among"])
+        if kind in (int, float):
+            for limit in (field.metadata[name] for name in ("low", "above", "high")):
+                assert math.isinf(limit) or f"{limit:.10g}" in after
+    assert ("sweep.grid.KEY" in text) == (verb == "sweep")
+    assert not spoken
 
 
 def test_keys_with_equals_sign_or_space(spoken):

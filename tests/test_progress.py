@@ -1,7 +1,9 @@
 """What is shown: plain lines where there is no terminal, a bar with figures where there is one, or nothing."""
 
 import io
+import re
 
+import pytest
 from rich.console import Console
 
 from fedrsclip_jax import progress
@@ -21,17 +23,38 @@ def rounds(stream: io.StringIO, *, quiet: bool = False) -> str:
     return stream.getvalue()
 
 
-def test_a_log_gets_one_line_for_a_short_phase():
+def test_a_log_gets_the_first_line_and_the_last():
+    figures = "loss 1.235  clients per second 51  bytes sent 2.0 M"
     assert rounds(io.StringIO()).splitlines() == [
-        "training: 3/3 rounds, 0 s, 0 s left  loss 1.235  clients per second 51  bytes sent 2.0 M"
+        f"training: 1/3 rounds, 0 s  {figures}",
+        f"training: 3/3 rounds, 0 s, 0 s left  {figures}",
     ]
 
 
-def test_a_log_gets_lines_now_and_then(monkeypatch):
-    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.0)
-    assert [line.split(",")[0] for line in rounds(io.StringIO()).splitlines()] == [
-        f"training: {n}/3 rounds" for n in (1, 2, 3)
+def test_a_log_gets_a_line_a_minute_and_knows_the_time_left(monkeypatch):
+    """Ten rounds of 25 s, after half an hour of compiling that no later round has; the first 40 were done before."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    stream = io.StringIO()
+    shown = Progress(console=Console(file=stream, highlight=False)).part(2, 9)
+    with shown.track("training", 50, unit="rounds", done=40) as bar:
+        now[0] += 1800
+        for number in range(41, 51):
+            bar.advance_to(number)
+            now[0] += 25
+    assert stream.getvalue().splitlines() == [
+        "2/9 training: 41/50 rounds, 30 min",
+        "2/9 training: 44/50 rounds, 31 min, 2 min left",
+        "2/9 training: 47/50 rounds, 32 min, 75 s left",
+        "2/9 training: 50/50 rounds, 34 min, 0 s left",
     ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.4, "0 s"), (99, "99 s"), (100, "2 min"), (5940, "99 min"), (7500, "2 h 5 min")]
+)
+def test_times_are_for_people(seconds, said):
+    assert progress.duration(seconds) == said
 
 
 def test_a_terminal_shows_figures(monkeypatch):
@@ -44,3 +67,11 @@ def test_a_terminal_shows_figures(monkeypatch):
 
 def test_quiet_says_nothing():
     assert rounds(io.StringIO(), quiet=True) == ""
+
+
+def test_a_narrow_terminal_keeps_to_one_line(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = [line for line in re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", rounds(Terminal()))) if line]
+    assert any("3/3 rounds" in line and "loss 1.235" in line for line in lines)
+    assert all(line.startswith("training ") and len(line) <= 80 for line in lines)

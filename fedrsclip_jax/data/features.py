@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import shutil
+import time
 import zlib
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -92,29 +93,62 @@ def encode(
         raise InputError(f"data.views={views} is out of range; give 1 for the plain images, or more")
     if len(source) == 0:
         raise InputError("there are no images to encode; give a data.source with images")
-    content = fingerprint(source)
-    numbers = [0] if views == 1 else list(range(views + 1))
+    identities = _identities(source, key, views, seed)
     arrays, readable = [], np.ones(len(source), bool)
-    for step, view in enumerate(numbers):
+    for step, (view, identity) in enumerate(identities.items()):
 
         def report(done: int, before: int = step * len(source)) -> None:
             if progress is not None:
-                progress(before + done, len(numbers) * len(source))
+                progress(before + done, len(identities) * len(source))
 
-        # The plain view has no seed, so that all seeds share it.
-        identity = {
-            "format": _FORMAT,
-            "key": key,
-            "source": content,
-            "view": view,
-            "seed": int(seed) if view else None,
-        }
         job = _Job(source, encoder, view, seed, batch_size, skip_unreadable, report)
         array, can_read = _entry(Path(cache_dir), identity, job)
         report(len(source))
         arrays.append(array)
         readable &= can_read
     return Features(arrays[0], tuple(arrays[1:] or arrays), readable)
+
+
+def missing(source: ImageSource, *, key: dict[str, str], views: int, seed: int, cache_dir: Path) -> int:
+    """Images that `encode` would have to encode, counted over all views; arguments as there, and nothing is changed."""
+    count = 0
+    for identity in _identities(source, key, views, seed).values():
+        folder = Path(cache_dir) / _digest(identity)
+        if _open(folder, identity, len(source)) is None:
+            count += len(source) - _encoded_before(_partial(folder), identity)
+    return count
+
+
+def trial(
+    source: ImageSource,
+    encoder: Encoder,
+    *,
+    views: int,
+    seed: int,
+    batch_size: int,
+    skip_unreadable: bool,
+    seconds: float,
+) -> int:
+    """Reads and encodes the first images as `encode` would, and keeps nothing.
+
+    Args:
+        seconds: about how long, but at least a batch.
+
+    Returns:
+        How many images that were.
+
+    Raises:
+        InputError: an unreadable image (unless skipped).
+    """
+    job = _Job(source, encoder, min(views - 1, 1), seed, batch_size, skip_unreadable, lambda _: None)
+    until, done = time.perf_counter() + seconds, 0
+    with contextlib.closing(job.batches(0)) as batches:
+        for _, pictures, _ in batches:
+            encoder(pictures)
+            done += len(pictures)
+            if time.perf_counter() > until:
+                break
+    return done
 
 
 def augment(image: UInt8[np.ndarray, "height width 3"], rng: np.random.Generator) -> UInt8[np.ndarray, "side side 3"]:
@@ -187,6 +221,35 @@ class _Job:
                     future.cancel()
 
 
+def _identities(source: ImageSource, key: dict[str, str], views: int, seed: int) -> dict[int, dict[str, Any]]:
+    """What decides the content of the entry of each view."""
+    content = fingerprint(source)
+    # The plain view has no seed, so that all seeds share it.
+    return {
+        view: {
+            "format": _FORMAT,
+            "key": key,
+            "source": content,
+            "view": view,
+            "seed": int(seed) if view else None,
+        }
+        for view in ([0] if views == 1 else range(views + 1))
+    }
+
+
+def _partial(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".partial")
+
+
+def _encoded_before(partial: Path, identity: dict[str, Any]) -> int:
+    """Images that an interrupted encoding has recorded, as far as can be told without opening its arrays."""
+    try:
+        record = json.loads((partial / "progress.json").read_text())
+        return int(record["done"]) if record["identity"] == identity else 0
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
 def _entry(cache_dir: Path, identity: dict[str, Any], job: _Job) -> tuple[np.ndarray, np.ndarray]:
     """Features and readable flags of one entry, published first if need be."""
     name = _digest(identity)
@@ -246,7 +309,7 @@ def _open(folder: Path, identity: dict[str, Any], images: int) -> tuple[np.ndarr
 
 def _compute(folder: Path, identity: dict[str, Any], job: _Job) -> None:
     """Encodes all images that the partial folder lacks, and publishes it as `folder`."""
-    partial = folder.with_name(folder.name + ".partial")
+    partial = _partial(folder)
     size = len(job.source)
     features, readable, done = _resume(partial, identity, size)
     job.report(done)

@@ -274,7 +274,7 @@ def test_a_finished_run_is_not_taken_for_one_of_other_settings(train, tmp_path):
     del config["method"]["temperature"]
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     assert train("run", *flags)[0] == 0
-    check_refused(train("run", *flags, "--config.method.temperature=0.5"), "method.temperature = 0.5 (it was ")
+    check_refused(train("run", *flags, "--config.method.temperature=0.7"), "method.temperature = 0.7 (it was ")
     file = next((tmp_path / "photos" / "lake").iterdir())
     shutil.copy(next((tmp_path / "photos" / "river").iterdir()), file)
     check_refused(train("run", *flags), "data (another digest)")
