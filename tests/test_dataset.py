@@ -64,6 +64,21 @@ def test_a_million_clients(tmp_path, capsys):
         assert max(drawn.size) < 6000
 
 
+def test_pictures_that_cannot_be_read(tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(6):
+            Image.fromarray(np.full((4, 5, 3), 20 * i + ord(name), np.uint8)).save(tmp_path / name / f"{name}{i}.png")
+    (tmp_path / "a" / "a0.png").write_bytes(b"no picture")
+    words = ["data", f"--name=folder:{tmp_path}", "--config.partition.clients=1", "--config.partition.min_examples=1"]
+    assert cli.main(words) == 2
+    assert "a0.png" in capsys.readouterr().err
+    assert cli.main([*words, "--config.data.skip_unreadable=True"]) == 0
+    said = capsys.readouterr().out
+    assert "of 12 images looked at: 5 x 4 (11)" in said
+    assert "cannot be read, and are left out: 1" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

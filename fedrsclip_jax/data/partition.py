@@ -175,7 +175,7 @@ def partition(
         owners = _class_owners(len(classes), clients, classes_per_client, rng)
     elif kind == "domain":
         of_sensor = sizes.reshape(len(sensors), -1).sum(axis=1)
-        names: list[str] = [str(domain_names[sensor]) if domain_names else str(sensor) for sensor in sensors]
+        names = [domain_names[int(sensor)] if domain_names else str(sensor) for sensor in sensors]
         seats = _sensor_clients(of_sensor, names, clients, min_examples)
         owners = np.repeat(np.eye(len(sensors), dtype=bool), seats, axis=0).repeat(len(classes), axis=1)
     counts = _dirichlet(sizes, clients, alpha, min_examples, rng) if kind == "dirichlet" else _even(sizes, owners)

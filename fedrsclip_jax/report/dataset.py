@@ -16,6 +16,7 @@ from fedrsclip_jax.data.clients import SPLITS, Clients
 from fedrsclip_jax.data.joined import Joined
 from fedrsclip_jax.data.published import published
 from fedrsclip_jax.data.sources import ImageSource, split_spec
+from fedrsclip_jax.errors import InputError
 
 LOOKED_AT = 256  # pictures opened for their sizes, evenly spread
 IN_TABLE, IN_PICTURE = 40, 100  # clients at most
@@ -31,7 +32,8 @@ class Description:
       origins: of several sources, what each class is called in each: see `Joined`; else None.
       domain_names, domain_images: sensors or sources, and images of each.
       doubles: images that are byte for byte another one.
-      sizes: (width, height) in pixels -> pictures, of the `looked_at` that were opened.
+      sizes: (width, height) in pixels -> pictures, of up to `LOOKED_AT` that were opened.
+      unreadable: of those, pictures that cannot be read.
       num_clients: all of them; the rest is of the first `IN_PICTURE`.
       images: training and test images by split, [clients, classes].
       client_domains: whose images a client has, where clients are dealt out by it.
@@ -46,7 +48,7 @@ class Description:
     domain_images: list[int]
     doubles: int
     sizes: Counter[tuple[int, int]]
-    looked_at: int
+    unreadable: int
     num_clients: int
     images: dict[str, Int64[np.ndarray, "clients classes"]]
     client_domains: list[str] | None
@@ -60,11 +62,19 @@ def describe(config: Config, source: ImageSource, clients: Clients, domains: lis
       domains: see `task.client_domains`.
 
     Raises:
-      InputError: one of the pictures cannot be read.
+      InputError: one of the pictures cannot be read, unless `data.skip_unreadable`.
     """
     classes = len(source.class_names)
     opened = np.unique(np.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).astype(int))
-    shapes = (source.image(int(i)).shape for i in opened)
+    sizes, unreadable = Counter(), 0
+    for i in opened:
+        try:
+            height, width, _ = source.image(int(i)).shape
+            sizes[width, height] += 1
+        except InputError:
+            if not config.data.skip_unreadable:
+                raise
+            unreadable += 1
     first = np.arange(min(clients.num_clients, IN_PICTURE))
     images = {}
     for split in SPLITS:
@@ -80,8 +90,8 @@ def describe(config: Config, source: ImageSource, clients: Clients, domains: lis
         source.domain_names,
         np.bincount(source.domains, minlength=len(source.domain_names)).tolist(),
         len(source) - len(set(source.digests)),
-        Counter((width, height) for height, width, _ in shapes),
-        len(opened),
+        sizes,
+        unreadable,
         clients.num_clients,
         images,
         domains,
@@ -95,7 +105,10 @@ def show(found: Description, console: Console) -> None:
     more = f" and {len(found.sizes) - 4} other sizes" if len(found.sizes) > 4 else ""
     total = sum(found.class_images)
     lines = [f"{found.title}: {total:,} images of {len(found.class_names)} classes"]
-    lines.append(f"width x height in pixels, of {found.looked_at} images looked at: {sizes}{more}")
+    looked_at = found.sizes.total() + found.unreadable
+    lines.append(f"width x height in pixels, of {looked_at} images looked at: {sizes}{more}")
+    if found.unreadable:
+        lines.append(f"of these cannot be read, and are left out: {found.unreadable}")
     if found.doubles:
         lines.append(f"copies of another image, which stay on its side of the split: {found.doubles}")
     if len(found.domain_names) > 1:
