@@ -64,10 +64,11 @@ def first_line(block: Block) -> str:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """What a reader has who begins: the clone's configurations, and some photographs of their own in PATH."""
+def folder(tmp_path_factory, tiny_folder) -> Path:
+    """What a reader has, configurations and photographs of their own in PATH, and a quick CLIP for small sizes."""
     place = tmp_path_factory.mktemp("reader")
     (place / "configs").symlink_to(REPOSITORY / "configs")
+    (place / "quick_clip").symlink_to(tiny_folder)
     photographs(place / "PATH", {"Forest": 24, "StorageTanks": 24, "river_bank": 24})
     return place
 
