@@ -97,6 +97,36 @@ def load_source(data: DataConfig) -> sources.ImageSource:
     return sources.half(source, "pretrain" if data.half == "pretrain" else "federate", data.half_seed)
 
 
+@dataclass(frozen=True)
+class Pretrained:
+    """A frozen CLIP before it is given images.
+
+    Attributes:
+      name: `tiny`, a Hugging Face name, or a folder.
+      dtype: of the towers.
+      folder, clip, clip_config, words, digest: as of `Task`.
+    """
+
+    name: str
+    dtype: str
+    folder: Path
+    clip: CLIP
+    clip_config: CLIPConfig
+    words: Any
+    digest: str
+
+    def task(self, source: sources.ImageSource) -> Task:
+        return Task(source, self.folder, self.clip, self.clip_config, self.words, self.digest)
+
+
+def load_pretrained(name: str, dtype: str) -> Pretrained:
+    """Loads a backbone; `InputError` where it cannot be used."""
+    folder = huggingface.resolve(name)
+    clip, clip_config = huggingface.load_clip(folder, dtype)
+    words = tokenizer.load_tokenizer(folder, clip_config)
+    return Pretrained(name, dtype, folder, clip, clip_config, words, huggingface.weights_digest(folder))
+
+
 def load_task(config: Config, source: sources.ImageSource | None = None) -> Task:
     """Opens the images, unless a source of them is given, and loads the backbone; no image is decoded yet.
 
@@ -104,10 +134,7 @@ def load_task(config: Config, source: sources.ImageSource | None = None) -> Task
       InputError: the backbone or the data cannot be used.
     """
     source = load_source(config.data) if source is None else source
-    folder = huggingface.resolve(config.backbone)
-    clip, clip_config = huggingface.load_clip(folder, config.dtype)
-    words = tokenizer.load_tokenizer(folder, clip_config)
-    return Task(source, folder, clip, clip_config, words, huggingface.weights_digest(folder))
+    return load_pretrained(config.backbone, config.dtype).task(source)
 
 
 def encode_images(
@@ -136,7 +163,7 @@ def encode_images(
         encode = partial(
             features.encode,
             task.source,
-            _encoder(task.clip, prepare),
+            image_encoder(task.clip, prepare),
             key={"weights": task.digest, "preprocess": settings, "dtype": config.dtype},
             views=views,
             seed=VIEW_SEED,
@@ -153,6 +180,13 @@ def encode_images(
 
 
 def divide(config: Config, task: Task, readable: Bool[np.ndarray, " images"] | None = None) -> Clients:
+    """The images of a task given to clients; see `divide_images`."""
+    return divide_images(config, task.source, readable)
+
+
+def divide_images(
+    config: Config, source: sources.ImageSource, readable: Bool[np.ndarray, " images"] | None = None
+) -> Clients:
     """The images split for training and scoring, and given to clients; a function of data and seed.
 
     Without `readable` all images count, which is enough to find out whether settings and data fit.
@@ -165,7 +199,7 @@ def divide(config: Config, task: Task, readable: Bool[np.ndarray, " images"] | N
             f"eval.clients = {config.eval.clients} of partition.clients = {config.partition.clients}; use at most "
             "that, or 0 for everyone"
         )
-    labels, digests, names = task.labels, task.source.digests, task.source.class_names
+    labels, digests, names = source.labels, source.digests, source.class_names
     eligible = np.ones(len(labels), bool) if readable is None else readable
     fraction, settings = config.data.test_fraction, config.partition
     train, test = stratified_split(labels, digests, fraction, config.seed, eligible, names)
@@ -191,7 +225,7 @@ def divide(config: Config, task: Task, readable: Bool[np.ndarray, " images"] | N
     owners = partition(
         settings.kind,
         labels,
-        task.source.domains,
+        source.domains,
         train,
         test,
         clients=settings.clients,
@@ -209,14 +243,14 @@ def _encode_text(graph, weights, tokens: Int[Array, "texts length"]) -> Float[Ar
     return nnx.merge(graph, weights).encode_text(tokens)
 
 
-def _encoder(clip: CLIP, prepare: preprocess.Preprocess):
-    """Maps lists of pictures to unit-norm features; batches are padded to one size, so that it compiles once."""
+def image_encoder(clip: CLIP, prepare: preprocess.Preprocess, batch: int = ENCODE_BATCH):
+    """Maps lists of up to `batch` pictures to unit-norm features; they are padded to it, so that it compiles once."""
     graph, weights = nnx.split(clip)
     encode = jax.jit(lambda weights, images: nnx.merge(graph, weights).encode_images(images))
 
     def encoder(images):
         ready = prepare(images)
-        padded = np.zeros((ENCODE_BATCH, *ready.shape[1:]), np.float32)
+        padded = np.zeros((batch, *ready.shape[1:]), np.float32)
         padded[: len(ready)] = ready
         return np.asarray(encode(weights, padded))[: len(ready)]
 

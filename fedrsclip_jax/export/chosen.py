@@ -1,4 +1,4 @@
-"""What is exported: the federation's model, or one client's."""
+"""What is exported, or asked for predictions: the federation's model, or one client's."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -82,7 +82,7 @@ def choose(run: FinishedRun, restored: Restored, client: int | None) -> Model:
     module = restored.module(client or 0)
     _, shared, private = nnx.split(module, Shared, Private)
     if client is None and not jax.tree.leaves(shared):
-        raise InputError(f"{method} has no model of the federation; name a client with --client=K, or --all-clients")
+        raise InputError(f"{method} has no model of the federation; name a client with --client=K")
     if client is not None and not jax.tree.leaves(private):
         raise InputError(f"{method} has no private prompts: each client has the federation's model; leave --client out")
     drawn = client is None or client in set(restored.population.drawn.tolist())
