@@ -171,7 +171,7 @@ def _parser() -> argparse.ArgumentParser:
         f"{predict.description}\n\n"
         "A scene is cut into tiles, and gets a GeoJSON of tiles and a PNG overlay beside --output, or in the current\n"
         "folder. Scenes are TIFFs with a coordinate system that are larger than a tile; with --tile or --bands, all\n"
-        "images are. The last tile of a line or column is shifted inside, so that it ends at the border. Data of 8 bits\n"
+        "images are. The last tile of a line or column is shifted inside, so that it ends at the border. 8-bit data\n"
         "are taken as they are, others scaled by the percentiles 2 and 98 of each band. Scenes need the extra `geo`."
     )
     predict.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="image, or folder of images at any depth")

@@ -238,6 +238,12 @@ def divide_images(
 
 
 @partial(jax.jit, static_argnums=0)
+def _encode_images(graph, weights, images: Float[Array, "batch size size 3"]) -> Float[Array, "batch embed"]:
+    """Unit-norm image features; one program for all encoders of the same tower."""
+    return nnx.merge(graph, weights).encode_images(images)
+
+
+@partial(jax.jit, static_argnums=0)
 def _encode_text(graph, weights, tokens: Int[Array, "texts length"]) -> Float[Array, "texts embed"]:
     """Unit-norm text features, as one program: operation by operation, compiling them takes seconds."""
     return nnx.merge(graph, weights).encode_text(tokens)
@@ -246,12 +252,11 @@ def _encode_text(graph, weights, tokens: Int[Array, "texts length"]) -> Float[Ar
 def image_encoder(clip: CLIP, prepare: preprocess.Preprocess, batch: int = ENCODE_BATCH):
     """Maps lists of up to `batch` pictures to unit-norm features; they are padded to it, so that it compiles once."""
     graph, weights = nnx.split(clip)
-    encode = jax.jit(lambda weights, images: nnx.merge(graph, weights).encode_images(images))
 
     def encoder(images):
         ready = prepare(images)
         padded = np.zeros((batch, *ready.shape[1:]), np.float32)
         padded[: len(ready)] = ready
-        return np.asarray(encode(weights, padded))[: len(ready)]
+        return np.asarray(_encode_images(graph, weights, padded))[: len(ready)]
 
     return encoder

@@ -4,23 +4,24 @@ import csv
 import io
 import json
 import sys
+from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from fedrsclip_jax import cli, compilation
 from fedrsclip_jax.clip.huggingface import TINY
+from fedrsclip_jax.clip.preprocess import load_preprocess
 from fedrsclip_jax.data.scenes import CLASSES, draw
+from fedrsclip_jax.data.sources import decode
+from fedrsclip_jax.export.chosen import choose
 from fedrsclip_jax.finished import open_run, restore
+from fedrsclip_jax.predict.scene import Scene, starts
 from tests.runs import CLIENTS, PLAIN, finished
 
 rasterio = pytest.importorskip("rasterio", reason="scenes are read by the extra `geo`")
-
-from rasterio.transform import Affine, from_origin
-
-from fedrsclip_jax.predict.scene import Scene, starts
-
 SIDE = 64
 
 
@@ -51,7 +52,7 @@ def predict(here, run, capfd):
 
 def write_scene(path, pixels, *, crs="EPSG:32633", transform=None, **profile):
     """A GeoTIFF of [height, width, bands]."""
-    transform = from_origin(500_000.5, 5_400_000.25, 10, 10) if transform is None else transform
+    transform = rasterio.transform.from_origin(500_000.5, 5_400_000.25, 10, 10) if transform is None else transform
     height, width, count = pixels.shape
     shape = {"height": height, "width": width, "count": count, "dtype": pixels.dtype}
     with rasterio.open(path, "w", driver="GTiff", crs=crs, transform=transform, **shape, **profile) as file:
@@ -80,17 +81,17 @@ def test_a_mosaic_comes_back_with_classes_and_coordinates(certain, predict):
     rng = np.random.default_rng(5)
     names = [["forest", "desert", "parking lot"], ["lake", "baseball diamond", "beach"]]
     mosaic = np.concatenate([np.concatenate([draw(n, rng, SIDE) for n in line], axis=1) for line in names])
-    turned = Affine(3.0, 0.5, 400_000.125, 0.25, -3.0, 7_000_000.5)
+    turned = rasterio.Affine(3.0, 0.5, 400_000.125, 0.25, -3.0, 7_000_000.5)
     write_scene("mosaic.tif", mosaic, transform=turned, crs="EPSG:32733")
     code, out, err = predict("mosaic.tif", f"--tile={SIDE}", "--output=answers.csv", workdir=certain)
     assert code == 0, err
     assert out.splitlines() == ["answers.csv", "mosaic.predicted.geojson", "mosaic.predicted.png"]
-    found = rows(open("answers.csv").read())
+    found = rows(Path("answers.csv").read_text())
     assert [(int(r["column"]), int(r["row"])) for r in found] == [(c, r) for r in (0, 64) for c in (0, 64, 128)]
     guesses = [r["class"] for r in found]
     truth = [name for line in names for name in line]
     assert guesses == truth
-    collection = json.load(open("mosaic.predicted.geojson"))
+    collection = json.loads(Path("mosaic.predicted.geojson").read_text())
     assert collection["crs"] == {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32733"}}
     assert [f["properties"]["class"] for f in collection["features"]] == truth
     for feature, row in zip(collection["features"], found, strict=True):
@@ -110,13 +111,9 @@ def test_probabilities_are_the_softmax_of_the_models_own_logits(run, predict, he
     Image.fromarray(noise(31, 37, 3)).save("more/deep/a.JPG", format="jpeg")
     Image.fromarray(noise(50, 33)).save("more/grey.tif")
     opened = open_run(run, [])
-    from fedrsclip_jax.clip.preprocess import load_preprocess
-    from fedrsclip_jax.data.sources import decode
-    from fedrsclip_jax.export.chosen import choose
-
     paths = ["b.png", "more/deep/a.JPG", "more/grey.tif"]
     pixels = load_preprocess(opened.task.folder)[0]([decode((here / p).read_bytes()) for p in paths])
-    features = np.asarray(opened.task.clip.encode_image(pixels))
+    features = np.asarray(opened.task.clip.encode_image(jnp.asarray(pixels)))
     for client in (None, 2):
         logits = choose(opened, restore(opened), client).logits(features)
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -179,8 +176,14 @@ def test_a_client_never_drawn_is_warned_of(predict):
 
 @pytest.mark.parametrize(
     ("size", "tile", "stride", "expected"),
-    [(64, 16, 16, [0, 16, 32, 48]), (60, 16, 16, [0, 16, 32, 44]), (16, 16, 4, [0]), (10, 16, 16, [0])]
-    + [(17, 16, 8, [0, 1]), (40, 16, 8, [0, 8, 16, 24])],
+    [
+        (64, 16, 16, [0, 16, 32, 48]),
+        (60, 16, 16, [0, 16, 32, 44]),
+        (16, 16, 4, [0]),
+        (10, 16, 16, [0]),
+        (17, 16, 8, [0, 1]),
+        (40, 16, 8, [0, 8, 16, 24]),
+    ],
 )
 def test_tiles_cover_a_side_and_stay_inside(size, tile, stride, expected):
     assert starts(size, tile, stride) == expected
@@ -251,7 +254,9 @@ def test_which_files_are_scenes(predict, here):
     without = json.loads((here / "plain.predicted.geojson").read_text())
     assert "crs" not in without
     assert without["features"][1]["geometry"]["coordinates"][0][0] == [15, 0]  # pixels
-    write_scene("world.tif", noise(300, 40, 3), crs="EPSG:4326", transform=from_origin(10, 50, 1e-4, 1e-4))
+    write_scene(
+        "world.tif", noise(300, 40, 3), crs="EPSG:4326", transform=rasterio.transform.from_origin(10, 50, 1e-4, 1e-4)
+    )
     code, out, err = predict("world.tif", "--format=jsonl")
     assert [json.loads(line)["row"] for line in out.splitlines()] == [0, 44]
     named = json.loads((here / "world.predicted.geojson").read_text())["crs"]["properties"]["name"]

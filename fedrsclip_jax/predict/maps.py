@@ -51,7 +51,8 @@ def as_png(scene: Scene, answers: Sequence[Answer]) -> bytes:
     order = np.argsort(-counts, kind="stable")
     ranks = np.arange(len(found))
     hues = colormaps["tab20"](ranks) if len(found) <= 20 else colormaps["hsv"](ranks / len(found))
-    colours = {str(found[c]): np.asarray(hues[rank, :3], np.float32) for rank, c in enumerate(order)}
+    names = [str(found[c]) for c in order]
+    colours = {name: np.asarray(hues[rank, :3], np.float32) for rank, name in enumerate(names)}
     down, across = picture.shape[0] / scene.height, picture.shape[1] / scene.width
     plain = picture.copy()
     for tile, guess in sorted(answers, key=lambda answer: answer[1].probability):
