@@ -191,6 +191,30 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--with-backbone", action="store_true", help="a classifier with a copy of its image tower")
     export.add_argument("--overwrite", action="store_true", help="replace an earlier export")
 
+    predict = verb(
+        "predict",
+        _predict,
+        "classes and probabilities for images, folders of images and large scenes, by a finished run",
+        "fedrsclip predict --workdir=runs/aid --client=3 --output=answers.csv images scene.tif",
+    )
+    predict.description = (
+        f"{predict.description}\n\n"
+        "A scene is cut into tiles, and gets a GeoJSON of tiles and a PNG overlay beside --output, or in the current\n"
+        "folder. Scenes are TIFFs with a coordinate system that are larger than a tile; with --tile or --bands, all\n"
+        "images are. The last tile of a line or column is shifted inside, so that it ends at the border. 8-bit data\n"
+        "are taken as they are, others scaled by the percentiles 2 and 98 of each band. Scenes need the extra `geo`."
+    )
+    predict.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="image, or folder of images at any depth")
+    predict.add_argument("--workdir", type=Path, required=True, help="folder of a run")
+    predict.add_argument("--client", type=int, metavar="K", help="the model of client K; default the federation's")
+    predict.add_argument("--checkpoint", metavar="N|best", default="last", help="as of export")
+    predict.add_argument("--format", default="csv", help="csv (default) or jsonl, a JSON object a line")
+    predict.add_argument("--output", type=Path, metavar="FILE", help="default standard output")
+    predict.add_argument("--tile", type=int, metavar="PIXELS", help="side of a scene's tiles; default 256")
+    predict.add_argument("--stride", type=int, metavar="PIXELS", help="between tiles; default the tile's side")
+    predict.add_argument("--bands", metavar="R,G,B", help="of a scene, from 1, one or three; default 1,2,3, or 1")
+    predict.add_argument("--overwrite", action="store_true", help="replace earlier predictions")
+
     pretrain = verb(
         "pretrain",
         _pretrain,
@@ -333,6 +357,22 @@ def _export(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None
     if any(certificate["run"].get("took_part") is False for certificate in certificates):
         print(f"warning: client {known.client} never took part; its private prompt is its initial draw, untrained")
     print(f"{known.format} in {known.output}")
+
+
+def _predict(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+    from fedrsclip_jax import compilation
+    from fedrsclip_jax.predict.predictor import Request, predict
+    from fedrsclip_jax.progress import Progress
+
+    compilation.keep_on_disk()
+    chosen = {name: value for name, value in vars(known).items() if name in Request.__dataclass_fields__}
+    # A bar in a terminal would stand between the lines that are printed there.
+    mixed = known.output is None and sys.stdout.isatty()
+    outcome = predict(Request(**chosen), overrides, Progress(quiet=known.quiet or mixed))
+    for note in outcome.notes:
+        _say(note)
+    for file in outcome.files:
+        _say(f"wrote {file}") if known.output is None else print(file)
 
 
 def _pretrain(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:

@@ -1,5 +1,6 @@
 """A federation on a task: the engine, given images, backbone and clients, and its scores."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -32,11 +33,13 @@ class Federation(Engine):
         clients: Clients,
         prompts: Prompts,
         beside: "Federation | None" = None,
+        make: Callable[..., Any] | None = None,
     ):
         """
         Args:
           prompts: that the run starts from; see `prompts.starting_from`.
           beside: another federation on the same images and devices, whose arrays are used once more.
+          make: makes the method's module, where it is not one that `method.name` finds; see `methods.base.Method`.
         """
         there = beside if beside is not None and beside.config.spmd == config.spmd else None
         held: Any = there and there.data
@@ -45,7 +48,7 @@ class Federation(Engine):
         streamed = _streams(config, features, clients)
         super().__init__(
             config,
-            starting_from(prompts, find_method(config.method.name)),
+            starting_from(prompts, make or find_method(config.method.name)),
             there.backbone if there and _read(there.config) == _read(config) else task.backbone(config.method),
             task.context_start(config.method),
             clients,

@@ -104,6 +104,36 @@ def _open_one(spec: str, data: DataConfig) -> sources.ImageSource:
     return sources.half(source, "pretrain" if data.half == "pretrain" else "federate", data.half_seed)
 
 
+@dataclass(frozen=True)
+class Pretrained:
+    """A frozen CLIP before it is given images.
+
+    Attributes:
+      name: `tiny`, a Hugging Face name, or a folder.
+      dtype: of the towers.
+      folder, clip, clip_config, words, digest: as of `Task`.
+    """
+
+    name: str
+    dtype: str
+    folder: Path
+    clip: CLIP
+    clip_config: CLIPConfig
+    words: Any
+    digest: str
+
+    def task(self, source: sources.ImageSource) -> Task:
+        return Task(source, self.folder, self.clip, self.clip_config, self.words, self.digest)
+
+
+def load_pretrained(name: str, dtype: str) -> Pretrained:
+    """Loads a backbone; `InputError` where it cannot be used."""
+    folder = huggingface.resolve(name)
+    clip, clip_config = huggingface.load_clip(folder, dtype)
+    words = tokenizer.load_tokenizer(folder, clip_config)
+    return Pretrained(name, dtype, folder, clip, clip_config, words, huggingface.weights_digest(folder))
+
+
 def load_task(config: Config, source: sources.ImageSource | None = None) -> Task:
     """Opens the images, unless a source of them is given, and loads the backbone; no image is decoded yet.
 
@@ -111,10 +141,7 @@ def load_task(config: Config, source: sources.ImageSource | None = None) -> Task
       InputError: the backbone or the data cannot be used.
     """
     source = load_source(config.data) if source is None else source
-    folder = huggingface.resolve(config.backbone)
-    clip, clip_config = huggingface.load_clip(folder, config.dtype)
-    words = tokenizer.load_tokenizer(folder, clip_config)
-    return Task(source, folder, clip, clip_config, words, huggingface.weights_digest(folder))
+    return load_pretrained(config.backbone, config.dtype).task(source)
 
 
 def encode_images(
@@ -251,6 +278,12 @@ def client_domains(config: Config, source: sources.ImageSource, clients: Clients
 
 
 @partial(jax.jit, static_argnums=0)
+def _encode_images(graph, weights, images: Float[Array, "batch size size 3"]) -> Float[Array, "batch embed"]:
+    """Unit-norm image features; one program for all encoders of the same tower."""
+    return nnx.merge(graph, weights).encode_images(images)
+
+
+@partial(jax.jit, static_argnums=0)
 def _encode_text(graph, weights, tokens: Int[Array, "texts length"]) -> Float[Array, "texts embed"]:
     """Unit-norm text features, as one program: operation by operation, compiling them takes seconds."""
     return nnx.merge(graph, weights).encode_text(tokens)
@@ -268,15 +301,18 @@ def _entries(config: Config, task: Task) -> dict[str, Any]:
 
 
 def _encoder(task: Task) -> features.Encoder:
-    """Maps lists of pictures to unit-norm features; batches are padded to one size, so that it compiles once."""
     prepare, _ = preprocess.load_preprocess(task.folder)
-    graph, weights = nnx.split(task.clip)
-    encode = jax.jit(lambda weights, images: nnx.merge(graph, weights).encode_images(images))
+    return image_encoder(task.clip, prepare)
+
+
+def image_encoder(clip: CLIP, prepare: preprocess.Preprocess, batch: int = ENCODE_BATCH) -> features.Encoder:
+    """Maps lists of up to `batch` pictures to unit-norm features; they are padded to it, so that it compiles once."""
+    graph, weights = nnx.split(clip)
 
     def encoder(images):
         ready = prepare(images)
-        padded = np.zeros((ENCODE_BATCH, *ready.shape[1:]), np.float32)
+        padded = np.zeros((batch, *ready.shape[1:]), np.float32)
         padded[: len(ready)] = ready
-        return np.asarray(encode(weights, padded))[: len(ready)]
+        return np.asarray(_encode_images(graph, weights, padded))[: len(ready)]
 
     return encoder

@@ -79,11 +79,12 @@ def finished(
     names: Sequence[str] = PLAIN,
     *,
     checkpoints: Sequence[int] = (ROUNDS,),
+    std: float = 0.3,
     **overrides: object,
 ) -> Path:
     """A run's folder after `ROUNDS` rounds, in which the clients `TOOK_PART`.
 
-    Prompts are random, as large as embedded words, and others in every checkpoint.
+    Prompts are random, of deviation `std`, by default as large as embedded words, and others in every checkpoint.
     """
     photos = photographs(workdir / "photos", names)
     base = {"backbone": clip, "data.source": f"folder:{photos}", "partition.clients": CLIENTS, "rounds": ROUNDS}
@@ -102,7 +103,7 @@ def finished(
     rng = np.random.default_rng(1)
 
     def another(tree):
-        return jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), tree)
+        return jax.tree.map(lambda leaf: rng.normal(0, std, leaf.shape).astype(np.float32), tree)
 
     with Checkpoints(workdir, keep=len(checkpoints)) as kept:
         for number in checkpoints:

@@ -146,7 +146,7 @@ class Folder:
         folders = sorted((p for p in root.iterdir() if p.is_dir() and not _hidden(p.name)), key=_natural)
         if not folders:
             raise InputError(f"folder {path} has no class folders; put each class's images into a folder")
-        files = [_images_below(folder) for folder in folders]
+        files = [images_below(folder) for folder in folders]
         if not any(files):
             raise InputError(f"folder {path} has no images below its {len(folders)} folders; {_formats()}")
         if len(folders) < 2:
@@ -384,7 +384,8 @@ def _natural(path: Path) -> tuple:
     return [(int(p), "") if p.isdecimal() else (-1, p.lower()) for p in parts], path.as_posix()
 
 
-def _images_below(folder: Path) -> list[Path]:
+def images_below(folder: Path) -> list[Path]:
+    """Image files in a folder and those below it, in natural order; hidden ones are ignored."""
     found = (p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
     return sorted((p for p in found if not any(map(_hidden, p.relative_to(folder).parts))), key=_natural)
 

@@ -1,4 +1,4 @@
-"""What is exported: the federation's model, or one client's."""
+"""What is exported, or asked for predictions: the federation's model, or one client's."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -57,8 +57,7 @@ class Model:
 
     def logits(self, features: Float[np.ndarray, "images embed"]) -> Float[np.ndarray, "images classes"]:
         """By the method's own definition."""
-        graph, state = nnx.split(self.module)
-        return np.asarray(_logits(graph, self.client is None, state, jnp.asarray(features), self.backbone))
+        return logits_of(self.module, self.client is None, self.backbone, features)
 
     def class_weights(self) -> Float[np.ndarray, "classes embed"]:
         """Vectors w with logits = scale x features @ w.T; logits are linear in features, and the identity reads w off.
@@ -76,18 +75,40 @@ def choose(run: FinishedRun, restored: Restored, client: int | None) -> Model:
     Raises:
       InputError: there is no such client, or the method has no such model.
     """
-    method, clients = run.config.method.name, restored.population.size
+    module = choose_module(run.config.method.name, restored, client)
+    _, shared, private = nnx.split(module, Shared, Private)
+    drawn = client is None or client in set(restored.population.drawn.tolist())
+    prompts = _prompts(shared, private if client is not None else None, restored.backbone.text.width)
+    return Model(run, restored.round, client, drawn, prompts, restored.backbone, module)
+
+
+def choose_module(method: str, restored: Restored, client: int | None) -> Any:
+    """The module whose logits are the federation's, or those of `client`.
+
+    Args:
+      method: its name, for messages.
+
+    Raises:
+      InputError: there is no such client, or the method has no such model.
+    """
+    clients = restored.population.size
     if client is not None and not 0 <= client < clients:
         raise InputError(f"--client={client}: the run has clients 0 to {clients - 1}")
     module = restored.module(client or 0)
     _, shared, private = nnx.split(module, Shared, Private)
     if client is None and not jax.tree.leaves(shared):
-        raise InputError(f"{method} has no model of the federation; name a client with --client=K, or --all-clients")
+        raise InputError(f"{method} has no model of the federation; name a client with --client=K")
     if client is not None and not jax.tree.leaves(private):
         raise InputError(f"{method} has no private prompts: each client has the federation's model; leave --client out")
-    drawn = client is None or client in set(restored.population.drawn.tolist())
-    prompts = _prompts(shared, private if client is not None else None, restored.backbone.text.width)
-    return Model(run, restored.round, client, drawn, prompts, restored.backbone, module)
+    return module
+
+
+def logits_of(
+    module: Any, of_federation: bool, backbone: Backbone, features: Float[np.ndarray, "images embed"]
+) -> Float[np.ndarray, "images classes"]:
+    """By the method's own definition: from the shared variables alone, or with private ones."""
+    graph, state = nnx.split(module)
+    return np.asarray(_logits(graph, of_federation, state, jnp.asarray(features), backbone))
 
 
 @partial(jax.jit, static_argnums=(0, 1))

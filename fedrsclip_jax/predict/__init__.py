@@ -1,0 +1,1 @@
+"""Classes for a person's own images and scenes, by a finished run."""

@@ -1,0 +1,176 @@
+"""The names for notebooks: they come without JAX, their example runs, and they are the engine that the verbs run."""
+
+import contextlib
+import io
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+import fedrsclip_jax as frs
+from fedrsclip_jax import cli
+from fedrsclip_jax.methods.base import Private, Shared, accuracy, cosines, cross_entropy, draw_prompt
+from tests.conftest import REPOSITORY
+
+SCENES = {"scenes__count": 64, "image_size": 32}
+CLIENTS = {"clients": 2, "min_examples": 1}
+STEPS = {"local__learning_rate": 0.1, "local__batch_size": 8}
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_folder):
+    return frs.load_backbone(tiny_folder)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return frs.load_images("scenes", **SCENES)
+
+
+@pytest.fixture(scope="module")
+def clients(images):
+    return frs.make_clients(images, **CLIENTS)
+
+
+@pytest.fixture(scope="module")
+def federation(backbone, images, clients):
+    """After five rounds, in two calls."""
+    made = frs.Federation(frs.make_method("fedrsclip"), backbone, images, clients, **STEPS)
+    assert len(made.run(2)) == 2
+    assert [done.number for done in made.run(3)] == [3, 4, 5]
+    return made
+
+
+def test_names_are_there_and_jax_comes_only_with_them():
+    script = (
+        "import sys, fedrsclip_jax as frs\n"
+        "assert set(frs.__all__) <= set(dir(frs))\n"
+        "assert not {'jax', 'numpy', 'flax'} & set(sys.modules)\n"
+        "try:\n    frs.load_bakcbone\nexcept AttributeError as error:\n    print(error)\n"
+        "assert 'jax' not in sys.modules\n"
+        "assert frs.Federation.run and 'jax' in sys.modules\n"
+        "assert all(getattr(frs, name).__doc__ for name in frs.__all__)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    assert done.stdout == "module 'fedrsclip_jax' has no attribute 'load_bakcbone'\n"
+
+
+@pytest.mark.long
+def test_the_example_of_the_readme_runs():
+    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    (lines,) = (block for block in blocks if "import fedrsclip_jax as frs" in block)
+    assert len(lines.splitlines()) < 20
+    names, said = {}, io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(compile(lines, "README.md", "exec"), names)
+    scores = names["scores"]
+    assert scores["personalised"]["mean"] > scores["zero_shot"]["on_clients"]["mean"] + 0.05
+    losses = [done.figures["loss"] for done in names["federation"].history]
+    assert len(losses) == 10
+    assert losses[-1] < losses[0]
+    assert len(said.getvalue().splitlines()) == 12
+
+
+@pytest.mark.long
+def test_the_same_numbers_as_from_the_command_line(federation, tiny_folder, tmp_path):
+    flags = [f"--config.{key.replace('__', '.')}={value}" for key, value in STEPS.items()]
+    flags += [f"--config.data.{key.replace('__', '.')}={value}" for key, value in SCENES.items()]
+    flags += [f"--config.partition.{key}={value}" for key, value in CLIENTS.items()]
+    flags += ["--config.rounds=5", "--config.seeds=1", "--config.baselines=", f"--config.backbone={tiny_folder}"]
+    quickstart = f"--config={REPOSITORY / 'configs/quickstart.py'}"
+    assert cli.main(["train", "--quiet", quickstart, f"--workdir={tmp_path / 'run'}", *flags]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    scores = json.loads(json.dumps(federation.evaluate(complete=True)))
+    for part in ("zero_shot", "global", "personalised", "global_on_clients", "personal_on_pooled"):
+        assert scores[part] == summary[part]
+
+
+def test_predictions_are_those_that_are_scored(federation, images, clients, tmp_path):
+    """Of each client's model on its own test images; and by path as by array."""
+    scores = federation.evaluate()["personalised"]["per_client"]
+    for client in range(2):
+        rows, (count,) = clients.padded(np.array([client]), "test")
+        own = rows[0, :count].tolist()
+        guesses = federation.predict([images.image(i) for i in own], client=client)
+        right = [
+            guess.class_name == images.class_names[images.labels[i]] for guess, i in zip(guesses, own, strict=True)
+        ]
+        assert np.mean(right) == pytest.approx(scores[client])
+    Image.fromarray(images.image(0)).save(tmp_path / "a.png")
+    assert federation.predict([tmp_path / "a.png", str(tmp_path / "a.png")]) == 2 * federation.predict(
+        [images.image(0)]
+    )
+    assert federation.predict([]) == []
+
+
+class Offsets(nnx.Module):
+    """A method of a notebook: a shared prompt, and a private offset of each class's logit."""
+
+    def __init__(self, config, backbone, key, start=None):
+        self.shared = Shared(draw_prompt(config, backbone, key, start))
+        self.offset = Private(np.zeros(backbone.zero_shot.shape[0], np.float32))
+
+    def loss(self, batch, backbone, weights):
+        logits = self.personal_logits(batch.features, backbone)
+        ce = cross_entropy(logits, batch)
+        return ce, {"ce": ce, "accuracy": accuracy(logits, batch)}
+
+    def global_logits(self, features, backbone):
+        return backbone.scale * cosines(features, backbone.encode(self.shared[...]))
+
+    def personal_logits(self, features, backbone):
+        return self.global_logits(features, backbone) + self.offset[...][None]
+
+
+def test_a_method_of_ones_own(backbone, images, clients):
+    federation = frs.Federation(frs.make_method(Offsets), backbone, images, clients, **STEPS)
+    same = [federation.predict([images.image(0)], client=client) for client in (0, 1)]
+    assert same[0] == same[1]
+    history = federation.run(4)
+    assert history[-1].figures["ce"] < history[0].figures["ce"]
+    own = [federation.predict([images.image(0)], client=client) for client in (0, 1)]
+    assert own[0] != own[1]  # offsets stayed with their clients
+
+
+def test_a_whole_configuration(tiny_folder):
+    config = frs.load_config(
+        REPOSITORY / "configs" / "quickstart.py",
+        rounds=3,
+        backbone=str(tiny_folder),
+        method__name="promptfl",
+        **{f"data__{key}": value for key, value in SCENES.items()},
+        **{f"partition__{key}": value for key, value in CLIENTS.items()},
+    )
+    assert (config.rounds, config.partition.clients, config.local.learning_rate) == (3, 2, 0.1)
+    federation = frs.Federation.of(config)
+    assert federation.config.seed == config.seed
+    assert federation.config.local == config.local
+    assert len(federation.run(config.rounds)) == 3
+
+
+def test_bad_input_is_one_line(refused, backbone, images, clients, federation, tmp_path):
+    with refused("unknown config key 'local.learning_rat'", "local.learning_rate"):
+        frs.Federation(frs.make_method(), backbone, images, clients, local__learning_rat=1)
+    with refused("'rounds' = 'many'", "int"):
+        frs.load_config(rounds="many")
+    with refused("unknown method 'fedrclip'", "did you mean 'fedrsclip'"):
+        frs.make_method("fedrclip")
+    with refused("method.context_token"):
+        frs.make_method(context_token=4)
+    with refused("data.source='scene'"):
+        frs.load_images("scene")
+    with refused("partition.kind", "'dirichlet'"):
+        frs.make_clients(images, "dirichlett")
+    with refused("no_such_clip"):
+        frs.load_backbone(tmp_path / "no_such_clip")
+    with refused("clients 0 to 1"):
+        federation.predict([images.image(0)], client=2)
+    with refused("nowhere.png"):
+        federation.predict([tmp_path / "nowhere.png"])
+    with refused("rounds = 0"):
+        federation.run(0)
