@@ -225,6 +225,19 @@ def _parser() -> argparse.ArgumentParser:
     configured(pretrain)
     pretrain.add_argument("--workdir", type=Path, help="new folder for the CLIP; default runs/NAME-TIME")
 
+    report = verb(
+        "report",
+        _report,
+        "write the page of a finished run or sweep anew, or one page on several runs side by side",
+        "fedrsclip report --workdir=runs/aid --workdir=runs/aid/compared/promptfl-seed0 --output=both.html",
+    )
+    report.add_argument(
+        "--workdir", type=Path, required=True, action="append", help="folder of a run or sweep; several runs: once each"
+    )
+    report.add_argument(
+        "--output", type=Path, metavar="FILE.html", help="of several runs; default report.html in the present folder"
+    )
+
     data = verb(
         "data",
         _data,
@@ -396,6 +409,23 @@ def _pretrain(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> No
         f"(chance {100 * result['chance']:.1f} %), {result['parameters'] / 1e6:.1f} M parameters, "
         f"{result['seconds']:.0f} s\nbackbone in {workdir}"
     )
+
+
+def _report(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+    if overrides:
+        raise InputError(f"--config.{overrides[0][0]}: a report is of what has been run; leave it out")
+    from fedrsclip_jax.files import check_can_be_made
+    from fedrsclip_jax.report.page import FILE, write_joint_report, write_report
+
+    if len(known.workdir) == 1 and known.output is None:
+        print(f"report in {write_report(known.workdir[0])}")
+        return
+    output = known.output or Path(FILE)
+    if output.is_dir():
+        raise InputError(f"--output: {output} is a folder; give FILE.html")
+    check_can_be_made(output.absolute().parent / "-", "--output")
+    write_joint_report(known.workdir, output)
+    print(f"report in {output}")
 
 
 def _data(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:

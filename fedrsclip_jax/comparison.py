@@ -17,20 +17,10 @@ from fedrsclip_jax.config import Config, digest, to_dict
 from fedrsclip_jax.federated.mesh import make_mesh
 from fedrsclip_jax.files import write_json
 from fedrsclip_jax.interrupt import Interrupt
-from fedrsclip_jax.methods import find_method
+from fedrsclip_jax.methods import TITLES, find_method
 from fedrsclip_jax.progress import Progress
 from fedrsclip_jax.report.page import write_report
 from fedrsclip_jax.task import Task, encode_images, load_task
-
-TITLES = {
-    "zero_shot": "zero-shot",
-    "promptfl": "PromptFL",
-    "local_coop": "local CoOp",
-    "fedpgp": "FedPGP",
-    "fedclip": "FedCLIP",
-    "linear_probe": "linear probe",
-    "fedrsclip": "FedRSCLIP",
-}
 
 
 @dataclass(frozen=True)
@@ -134,6 +124,8 @@ def compare(
         as_shown = {name: summaries[name] for name in reversed(summaries)}
         result = {"config": to_dict(config), **tabulate(as_shown, config.method.name)}
         write_json(folder / "comparison.json", result)
+        if distributed.first():
+            write_report(folder)  # once more, with the comparison
         return result
 
 

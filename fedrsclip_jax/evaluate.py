@@ -93,6 +93,7 @@ def score_clients(
         "weighted_mean": float(correct.sum() / counts.sum()),
         "std": float(accuracy.std()),
         "worst_decile": float(worst.mean()),
+        "best": float(accuracy.max()),
         "per_client": [float(next(per_client)) if has else None for has in tested],
         "without_test": int(np.sum(~tested)),
         **({} if ids is None else {"clients": ids.tolist()}),
@@ -125,10 +126,7 @@ def score_federation(
       `global` (P_s alone, pooled test images), `personalised` (P_s with P_k on client k's images), and the other two
       of the 2 x 2: `global_on_clients` and, if complete, `personal_on_pooled`.
     """
-    anyone = replicate(mesh, jax.tree.map(lambda leaf: leaf[0], population.gather(ids[:1])))
-    answers = _answers(
-        lambda rows: _global_logits(graph, shared, anyone, replicate(mesh, rows), data, backbone), clients.pooled
-    )
+    answers = answer_pooled(graph, mesh, shared, population, clients, ids, data, backbone)
     lanes = min(lanes, -(-len(ids) // mesh.size))
     pooled = replicate(mesh, clients.pooled)
     own, everywhere = [], []
@@ -152,6 +150,23 @@ def score_federation(
         total = np.full(len(ids), len(clients.pooled))
         scores["personal_on_pooled"] = score_clients(np.concatenate(everywhere)[: len(ids)], total, names)
     return scores
+
+
+def answer_pooled(
+    graph: Any,
+    mesh: Mesh,
+    shared: PyTree,
+    population: Population,
+    clients: Clients,
+    ids: Int[np.ndarray, " scored"],
+    data: Dataset,
+    backbone: Backbone,
+) -> Answers:
+    """What the federation's model says of the pooled test images; arguments as of `score_federation`."""
+    anyone = replicate(mesh, jax.tree.map(lambda leaf: leaf[0], population.gather(ids[:1])))
+    return _answers(
+        lambda rows: _global_logits(graph, shared, anyone, replicate(mesh, rows), data, backbone), clients.pooled
+    )
 
 
 def score_zero_shot(

@@ -18,6 +18,7 @@ from fedrsclip_jax.data.sources import fingerprint
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.evaluate import score_zero_shot
 from fedrsclip_jax.events import Events
+from fedrsclip_jax.evidence import gather
 from fedrsclip_jax.federated.aggregate import ServerPlan
 from fedrsclip_jax.federated.aggregate import check as check_aggregator
 from fedrsclip_jax.federated.engine import Diverged, Done
@@ -230,7 +231,9 @@ class Run:
             **{f"{name}_sha256": digest for name, digest in self.identity.items()},
             "config_sha256": configuration.digest(config),
         }
+        found = gather(federation, self.task.source)
         with distributed.together():
+            found.save(self.folder)
             write_json(self.folder / "summary.json", summary)
         return summary
 
@@ -398,5 +401,5 @@ def _read_lines(folder: Path) -> list[dict[str, Any]]:
 
 def _brief(scores: dict[str, Any]) -> dict[str, Any]:
     """What a line of `metrics.jsonl` keeps of the scores."""
-    chosen = {"global": ("accuracy", "macro_f1", "ece"), "personalised": ("mean", "std", "worst_decile")}
+    chosen = {"global": ("accuracy", "macro_f1", "ece"), "personalised": ("mean", "std", "worst_decile", "best")}
     return {part: {name: scores[part][name] for name in names} for part, names in chosen.items()}

@@ -8,7 +8,7 @@ import numpy as np
 from fedrsclip_jax.config import Config
 from fedrsclip_jax.data.clients import Clients
 from fedrsclip_jax.data.features import Features
-from fedrsclip_jax.evaluate import score_federation, scored_clients
+from fedrsclip_jax.evaluate import Answers, answer_pooled, score_federation, scored_clients
 from fedrsclip_jax.federated.client import Dataset
 from fedrsclip_jax.federated.engine import FEATURES_SHARE, Engine
 from fedrsclip_jax.federated.mesh import make_mesh, memory_limit, replicate
@@ -76,6 +76,19 @@ class Federation(Engine):
             self.backbone,
             lanes=self.lanes,
             complete=complete,
+        )
+
+    def answers(self) -> Answers:
+        """What the federation's model says of the pooled test images."""
+        return answer_pooled(
+            self.plan.graph,
+            self.plan.mesh,
+            self.server.shared,
+            self.population,
+            self.clients,
+            self.scored,
+            self._plain,
+            self.backbone,
         )
 
 

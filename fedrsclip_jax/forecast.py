@@ -21,7 +21,7 @@ from rich.table import Table
 
 from fedrsclip_jax import compilation, distributed
 from fedrsclip_jax.checkpoint import Checkpoints
-from fedrsclip_jax.comparison import TITLES, Plan, plan
+from fedrsclip_jax.comparison import Plan, plan
 from fedrsclip_jax.config import Config
 from fedrsclip_jax.data.clients import Clients
 from fedrsclip_jax.data.features import Features
@@ -29,6 +29,7 @@ from fedrsclip_jax.federated.client import LocalPlan
 from fedrsclip_jax.federated.cohort import draw_answering, draw_cohort, lay_out
 from fedrsclip_jax.federated.mesh import platform_of
 from fedrsclip_jax.federation import Federation
+from fedrsclip_jax.methods import TITLES
 from fedrsclip_jax.progress import Progress, duration
 from fedrsclip_jax.prompts import imported
 from fedrsclip_jax.task import Task, divide, encode_images, images_to_encode, time_encoding

@@ -27,6 +27,7 @@ from fedrsclip_jax.files import read_json, write_json
 from fedrsclip_jax.grid import Grid
 from fedrsclip_jax.interrupt import Interrupt
 from fedrsclip_jax.progress import Progress
+from fedrsclip_jax.report.page import write_report
 from fedrsclip_jax.report.sweep import write_results
 from fedrsclip_jax.task import Task, encode_images, load_task
 
@@ -67,7 +68,7 @@ def sweep(
 ) -> dict[str, Any]:
     """Runs all rows with all their seeds, or goes on with what an earlier start has left undone.
 
-    `folder/runs/` holds a folder a run; `results.csv`, `table.md` and `pictures/` what they show.
+    `folder/runs/` holds a folder a run; `results.csv`, `table.md`, `pictures/` and `report.html` what they show.
 
     Args:
       interrupt, allowed: see `experiment.run`.
@@ -108,6 +109,7 @@ def sweep(
         result = _tell(grid, homes, programs)
         write_json(folder / "sweep.json", result)
         write_results(result, folder)
+        write_report(folder)
         return result
 
 
@@ -233,6 +235,7 @@ def _run_group(
         for run in runs:
             if not _mark(run.folder).is_file():
                 run.summarise()
+                write_report(run.folder)
     return len(signatures)
 
 

@@ -18,6 +18,16 @@ METHODS = {
     "fedclip": FedCLIP,
     "linear_probe": LinearProbe,
 }
+# As people write them, with the row that needs no method.
+TITLES = {
+    "zero_shot": "zero-shot",
+    "promptfl": "PromptFL",
+    "local_coop": "local CoOp",
+    "fedpgp": "FedPGP",
+    "fedclip": "FedCLIP",
+    "linear_probe": "linear probe",
+    "fedrsclip": "FedRSCLIP",
+}
 
 
 def find_method(name: str, key: str = "method.name"):

@@ -1,121 +1,351 @@
-"""`report.html` of a run: headline figures, accuracy by round, accuracy by client, seconds, the configuration."""
+"""`report.html` of a run, of several runs side by side, or of a sweep: one file that needs nothing else.
 
+No script, no font and no picture from elsewhere. Light and dark follow the reader's system; in print it is light.
+"""
+
+import base64
 import html
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedrsclip_jax.files import write_text
+from PIL import Image
 
+from fedrsclip_jax.errors import InputError
+from fedrsclip_jax.evidence import Evidence
+from fedrsclip_jax.files import read_json, write_text
+from fedrsclip_jax.methods import TITLES
+from fedrsclip_jax.report import charts
+from fedrsclip_jax.report.charts import Chart
+from fedrsclip_jax.report.sweep import pictures, table
+
+FILE = "report.html"
+_NEEDED = ("method", "personalised", "global", "global_on_clients", "zero_shot", "seconds")
 _STYLE = """
-:root { color-scheme: light dark; --bar: #2a6fb0; --mark: #c4521a; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
-th, td { padding: .25rem .8rem; border-bottom: 1px solid color-mix(in srgb, currentColor 25%, transparent); }
-th { text-align: left; } td { text-align: right; font-variant-numeric: tabular-nums; }
-.bar { position: relative; width: 20rem; height: 1rem;
-       background: color-mix(in srgb, currentColor 8%, transparent); }
-.bar span { position: absolute; inset: 0 auto 0 0; background: var(--bar); }
-.bar i { position: absolute; top: -2px; bottom: -2px; width: 2px; background: var(--mark); }
-pre { overflow-x: auto; }
+:root { color-scheme: light dark; --page: #ffffff; --card: #f6f7f9; --ink: #16191d; --muted: #5c6570; --grid: #dde1e6;
+  --blue: #0072b2; --orange: #c04f00; --green: #00805f; --purple: #8e3a83; --gold: #8a6500; --sky: #2f87ba; }
+@media screen and (prefers-color-scheme: dark) { :root { --page: #14171b; --card: #1d2126; --ink: #e8eaed;
+  --muted: #a0a9b3; --grid: #363c44; --blue: #5ab1e8; --orange: #f08a3c; --green: #3cc79c; --purple: #d18bc9;
+  --gold: #d9b23a; --sky: #8fcdf2; } }
+* { box-sizing: border-box; }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 72rem;
+  color: var(--ink); background: var(--page); overflow-wrap: anywhere; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .25rem; } h2 { font-size: 1.15rem; margin: 2.5rem 0 .75rem; }
+h3 { font-size: .95rem; margin: 0 0 .5rem; } p { margin: .25rem 0 1rem; } .quiet, figcaption { color: var(--muted); }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: .75rem; margin: 1.25rem 0; }
+.figures div { background: var(--card); border-radius: .5rem; padding: .8rem 1rem; }
+.figures b { display: block; font-size: 1.7rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
+.figures span { display: block; font-size: .85rem; color: var(--muted); }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 2rem 2.5rem; }
+figure { margin: 0; min-width: 0; break-inside: avoid; } figure.wide { grid-column: 1 / -1; }
+figure svg { display: block; width: 100%; height: auto; } figcaption { font-size: .85rem; margin-top: .4rem; }
+.scroll { overflow-x: auto; } figure.wide svg { min-width: 44rem; max-width: 60rem; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--grid); text-align: right; white-space: nowrap; }
+th:first-child { text-align: left; white-space: normal; min-width: 9rem; font-weight: 600; }
+thead th { color: var(--muted); font-weight: 400; vertical-align: bottom; }
+.wrong { display: grid; grid-template-columns: repeat(auto-fill, minmax(7rem, 1fr)); gap: 1rem; padding: 0; margin: 0; }
+.wrong li { list-style: none; font-size: .8rem; line-height: 1.35; } .wrong img { width: 100%; border-radius: .35rem; }
+.picture { background: #fff; max-width: 100%; height: auto; border-radius: .35rem; }
+pre { overflow-x: auto; font-size: .8rem; background: var(--card); padding: 1rem; border-radius: .5rem; }
+summary { cursor: pointer; margin: 1rem 0; } a { color: var(--blue); }
+@media print { body { max-width: none; padding: 0; font-size: 11px; } h2 { break-after: avoid; }
+  .scroll { overflow: visible; } .charts { grid-template-columns: 1fr 1fr; } figure.wide svg { min-width: 0; } }
 """
 
 
-def _client(summary: dict[str, Any], k: int) -> str:
-    """A client's number, with its source or sensor where clients are dealt out by it."""
-    domains = summary.get("client_domains")
-    return f"{k} ({html.escape(domains[k])})" if domains else str(k)
+def write_report(folder: Path) -> Path:
+    """Writes `report.html` of a finished run or sweep from the other files of its folder; returns its path.
 
-
-def write_report(workdir: Path) -> Path:
-    """Writes `report.html` from the other files of a run's folder; returns its path."""
-    summary = json.loads((workdir / "summary.json").read_text())
-    rounds = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    title = f"{summary['method']} on {summary['dataset']}, seed {summary['seed']}"
-    federation, zero = summary["personalised"], summary["zero_shot"]
-    ids = federation.get("clients", range(summary["num_clients"]))
-    scored = f" ({len(ids)} of them scored)" if "clients" in federation else ""
-    parts = [
-        f"<h1>{html.escape(title)}</h1>",
-        f"<p>{summary['num_clients']:,} clients{scored}, {summary['num_classes']} classes, {summary['rounds']} rounds, "
-        f"backbone {html.escape(summary['backbone'])}. Each client sends "
-        f"{summary['uplink_params_per_client_round']:,} numbers a round; {summary['bytes_sent']:,} bytes in all.</p>",
-        "<h2>Accuracy</h2>",
-        _table(
-            ("", "clients' own test images", "worst tenth of clients", "pooled test images"),
-            [
-                (
-                    "zero-shot",
-                    *_percents(zero["on_clients"]["mean"], zero["on_clients"]["worst_decile"], zero["accuracy"]),
-                ),
-                (
-                    "global model",
-                    *_percents(
-                        *(summary["global_on_clients"][k] for k in ("mean", "worst_decile")),
-                        summary["global"]["accuracy"],
-                    ),
-                ),
-                (
-                    "personal models",
-                    *_percents(federation["mean"], federation["worst_decile"], summary["personal_on_pooled"]["mean"]),
-                ),
-            ],
-        ),
-        "<h2>By client</h2>",
-        "<p>Accuracy of each client's personal model on its own test images; the mark is zero-shot.</p>",
-        _table(
-            ("client", "%", ""),
-            [
-                (_client(summary, k), *_percents(own), "" if own is None else _bar(own, before))
-                for k, own, before in zip(
-                    ids[:200], federation["per_client"][:200], zero["on_clients"]["per_client"][:200], strict=True
-                )
-            ],
-        ),
-        "<h2>By round</h2>",
-        _table(
-            ("round", "loss", "global, pooled %", "personal, own %", "worst tenth %", "bytes sent"),
-            [
-                (
-                    str(line["round"]),
-                    "-" if line["loss"] is None else f"{line['loss']:.3f}",
-                    *_percents(
-                        line["global"]["accuracy"], line["personalised"]["mean"], line["personalised"]["worst_decile"]
-                    ),
-                    f"{line['bytes_sent']:,}",
-                )
-                for line in rounds
-            ],
-        ),
-        "<h2>Seconds</h2>",
-        _table(("phase", "s"), [(name, f"{spent:.1f}") for name, spent in summary["seconds"].items()]),
-        "<details><summary>Configuration</summary><pre>",
-        html.escape((workdir / "config.json").read_text()),
-        "</pre></details>",
-    ]
-    page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>'
-        f"{''.join(parts)}</body></html>\n"
-    )
-    path = workdir / "report.html"
-    write_text(path, page)
+    Raises:
+      InputError: the folder holds neither.
+    """
+    if (folder / "sweep.json").is_file():
+        title, body = _sweep(folder)
+    else:
+        title, body = _run(folder)
+    path = folder / FILE
+    write_text(path, _page(title, body))
     return path
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def write_joint_report(folders: Sequence[Path], path: Path) -> None:
+    """Writes one page on several runs side by side.
+
+    Raises:
+      InputError: one of the folders holds no finished run.
+    """
+    summaries = [_summary(folder) for folder in folders]
+    every = [_lines(folder) for folder in folders]
+    names = _names(folders, summaries)
+    title = f"{len(folders)} runs side by side"
+    rows = []
+    for name, summary in zip(names, summaries, strict=True):
+        own, zero = summary["personalised"], summary["zero_shot"]
+        shares = summary["uplink_params_per_client_round"] > 0
+        rows.append(
+            (
+                name,
+                _percent(zero["on_clients"]["mean"]),
+                _percent(own["mean"]),
+                _percent(own["worst_decile"]),
+                _percent(summary["global"]["accuracy"]) if shares else "-",
+                f"{summary['bytes_sent']:,}",
+            )
+        )
+    head = ("", "zero-shot, own images", "personal, own images", "worst tenth", "shared, pooled images", "bytes sent")
+    lines = dict(zip(names, every, strict=True))
+    shown = [
+        charts.side_by_side(lines, ("personalised", "mean"), "Personal models on their clients' images", "own"),
+        charts.side_by_side(lines, ("personalised", "worst_decile"), "The worst tenth of clients", "worst"),
+        charts.side_by_side(lines, ("global", "accuracy"), "Shared prompt alone, pooled images", "pooled"),
+    ]
+    others = {summary["partition_sha256"] for summary in summaries}
+    warning = (
+        ""
+        if len(others) == 1
+        else "<p>These runs are <b>not on equal partitions</b>: between partitions accuracies differ by more than "
+        "between methods, so that differences here say little.</p>"
+    )
+    body = [f"<h1>{title}</h1>", warning, "<h2>Accuracy in %</h2>", _table(head, rows), _figures(shown)]
+    for name, folder in zip(names, folders, strict=True):
+        inner = _run(folder, prefix=f"r{names.index(name)}-")[1]
+        body.append(f"<details><summary>{html.escape(name)}</summary>{inner}</details>")
+    write_text(path, _page(title, "".join(body)))
+
+
+def _run(folder: Path, prefix: str = "") -> tuple[str, str]:
+    """Title and body of the page of one run; `prefix` keeps its figures apart from another run's."""
+    summary, lines, found = _summary(folder), _lines(folder), Evidence.load(folder)
+    zero, own = summary["zero_shot"], summary["personalised"]
+    shares = summary["uplink_params_per_client_round"] > 0
+    method = TITLES.get(summary["method"], summary["method"])
+    title = f"{method} on {summary['dataset']}, seed {summary['seed']}"
+    names = summary.get("class_names") or [str(c) for c in range(summary["num_classes"])]
+
+    def client(k: int) -> str:
+        domains = summary.get("client_domains")
+        return f"{k}, {domains[k]}" if domains else str(k)
+
+    scored = f", {len(own['clients']):,} of them scored" if "clients" in own else ""
+    body = [
+        f"<h1>{html.escape(title)}</h1>",
+        f'<p class="quiet">{summary["num_clients"]:,} clients{scored}, {summary["num_classes"]} classes, '
+        f"{summary['rounds']} rounds, backbone {html.escape(summary['backbone'])}, {summary['split']} images.</p>",
+        _headline(summary, shares),
+    ]
+    if (folder / "comparison.json").is_file():
+        body += ["<h2>Beside its baselines</h2>", _baselines(read_json(folder / "comparison.json"))]
+    body += ["<h2>The models on both kinds of images, accuracy in %</h2>", _two_by_two(summary, shares)]
+    drawn = [
+        charts.by_round(lines, zero, shares),
+        charts.by_bytes(lines, zero, shares),
+        charts.by_client(summary, client),
+        charts.losses(lines),
+    ]
+    if found is not None:
+        drawn += [
+            charts.owners(found, names, summary["num_clients"], client),
+            charts.texts(found, names),
+            charts.confusion(found, names, shares),
+        ]
+    drawn.append(charts.seconds(summary["seconds"]))
+    body += ["<h2>In figures</h2>", _figures([chart for chart in drawn if chart], prefix)]
+    if found is not None and len(found.wrong):
+        body += ["<h2>Mistakes</h2>", _mistakes(found, names)]
+    if domains := summary.get("client_domains"):
+        rows = [(str(k), html.escape(domain)) for k, domain in enumerate(domains[:200])]
+        body += ["<details><summary>Sources of the clients</summary>", _table(("client", "source"), rows), "</details>"]
+    config = html.escape((folder / "config.json").read_text(encoding="utf-8"))
+    body.append(f"<details><summary>Configuration</summary><pre>{config}</pre></details>")
+    return title, "".join(body)
+
+
+def _sweep(folder: Path) -> tuple[str, str]:
+    """Title and body of the page of a sweep."""
+    result = read_json(folder / "sweep.json", "rows", "varied", "split", "seeds")
+    title = f"Sweep over {', '.join(result['varied'])}"
+    headings, rows = table(result)
+    bold = [[f"<b>{html.escape(c[2:-2])}</b>" if c.startswith("**") else html.escape(c) for c in row] for row in rows]
+    runs = [
+        (
+            html.escape(row["label"]),
+            str(run["seed"]),
+            *(
+                (
+                    _percent(run["summary"]["zero_shot"]["on_clients"]["mean"]),
+                    _percent(run["summary"]["personalised"]["mean"]),
+                    _percent(run["summary"]["personalised"]["worst_decile"]),
+                    _percent(run["summary"]["global"]["accuracy"]),
+                )
+                if run["summary"]
+                else ("diverged", "", "", "")
+            ),
+            f'<a href="{html.escape(run["folder"])}/">folder</a>',
+        )
+        for row in result["rows"]
+        for run in row["runs"]
+    ]
+    seeds = len(result["seeds"])
+    body = [
+        f"<h1>{html.escape(title)}</h1>",
+        f'<p class="quiet">{len(rows)} rows, {seeds} seed{"s" * (seeds != 1)} each; accuracy in % on {result["split"]} '
+        "images, mean ± standard deviation over seeds. Differences and p (t test, uncorrected) are paired by seed, "
+        "among rows on equal partitions.</p>",
+        _table(headings, bold),
+        "<h2>In figures</h2>",
+    ]
+    for name, picture in pictures(result).items():
+        said = (
+            f"{name.replace('_', ' ')}: accuracy on the clients' own {result['split']} images; figures as in the table"
+        )
+        body.append(
+            f"<figure>{_picture(picture, 'png', said, 'picture')}<figcaption>{html.escape(said)}</figcaption></figure>"
+        )
+    head = ("row", "seed", "zero-shot, own", "personal, own", "worst tenth", "shared, pooled", "")
+    body += [f"<details><summary>{len(runs)} runs</summary>", _table(head, runs), "</details>"]
+    config = html.escape((folder / "config.json").read_text(encoding="utf-8"))
+    body.append(f"<details><summary>Configuration</summary><pre>{config}</pre></details>")
+    return title, "".join(body)
+
+
+def _headline(summary: dict[str, Any], shares: bool) -> str:
+    zero, own = summary["zero_shot"], summary["personalised"]
+    cards = [
+        ("Clients' own images, personal models", own["mean"], zero["on_clients"]["mean"]),
+        ("Worst tenth of clients", own["worst_decile"], zero["on_clients"]["worst_decile"]),
+    ]
+    if shares:
+        cards.append(("Pooled images, shared prompt alone", summary["global"]["accuracy"], zero["accuracy"]))
+    made = [
+        f"<div><span>{title}</span><b>{100 * value:.1f} %</b>"
+        f"<span>zero-shot {100 * before:.1f} %, {100 * (value - before):+.1f} points</span></div>"
+        for title, value, before in cards
+    ]
+    made.append(
+        f"<div><span>Sent by a client in a round</span><b>{summary['uplink_params_per_client_round']:,}</b>"
+        f"<span>numbers; {summary['bytes_sent']:,} bytes by all clients in all rounds</span></div>"
+    )
+    return f'<div class="figures">{"".join(made)}</div>'
+
+
+def _baselines(result: dict[str, Any]) -> str:
+    """The closing table of a comparison."""
+    rows = [
+        (
+            html.escape(str(TITLES.get(name, name))),
+            *(_spread(row[column]) for column in ("on_clients", "worst_decile", "pooled")),
+            f"{row['uplink_params']:,}",
+        )
+        for name, row in result["rows"].items()
+    ]
+    seeds = len(result["seeds"])
+    head = ("", "clients' own images", "worst tenth", "pooled images", "numbers sent")
+    of = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
+    return f'<p class="quiet">Accuracy in %, {of}, equal partitions in every row.</p>{_table(head, rows)}'
+
+
+def _two_by_two(summary: dict[str, Any], shares: bool) -> str:
+    zero, own, shared = summary["zero_shot"], summary["personalised"], summary["global_on_clients"]
+    ece = summary["global"]["ece"]
+    rows = [
+        (
+            "zero-shot",
+            *map(_percent, (zero["on_clients"]["mean"], zero["on_clients"]["worst_decile"], zero["accuracy"])),
+        ),
+        ("personal models", *map(_percent, (*_mean_and_worst(own), summary["personal_on_pooled"]["mean"]))),
+    ]
+    if shares:
+        cells = map(_percent, (*_mean_and_worst(shared), summary["global"]["accuracy"]))
+        rows.insert(1, ("shared prompt alone", *cells))
+    note = f'<p class="quiet">Calibration error of the shared prompt on pooled images: {ece:.3f}.</p>' if shares else ""
+    return _table(("", "clients' own images", "worst tenth of clients", "pooled images"), rows) + note
+
+
+def _mean_and_worst(scores: dict[str, Any]) -> tuple[float, float]:
+    return scores["mean"], scores["worst_decile"]
+
+
+def _mistakes(found: Evidence, names: Sequence[str]) -> str:
+    items = []
+    for at, pixels in zip(found.wrong, found.pictures, strict=True):
+        out = io.BytesIO()
+        Image.fromarray(pixels).save(out, format="JPEG", quality=85)
+        truth, guess = (html.escape(names[int(of[at])]) for of in (found.truth, found.guess))
+        picture = _picture(out.getvalue(), "jpeg", f"{names[int(found.truth[at])]}, mistaken")
+        items.append(f'<li>{picture}<br>{truth}<br><span class="quiet">taken for {guess}</span></li>')
+    note = "Wrong answers of the federation's model, the most confident of each pair of classes."
+    return f'<p class="quiet">{note}</p><ul class="wrong">{"".join(items)}</ul>'
+
+
+def _figures(shown: Sequence[Chart], prefix: str = "") -> str:
+    made = []
+    for chart in shown:
+        drawing = chart.svg.replace(f'"{chart.name}-', f'"{prefix}{chart.name}-').replace(
+            f"#{chart.name}-", f"#{prefix}{chart.name}-"
+        )
+        label = html.escape(f"{chart.title}. {chart.said}")
+        kind = ' class="wide"' if chart.wide else ""
+        made.append(
+            f"<figure{kind}><h3>{html.escape(chart.title)}</h3>"
+            f'<div class="scroll" role="img" aria-label="{label}">{drawing}</div>'
+            f"<figcaption>{html.escape(chart.said)}</figcaption></figure>"
+        )
+    return f'<div class="charts">{"".join(made)}</div>'
+
+
+def _picture(content: bytes, kind: str, said: str, style: str = "") -> str:
+    data = base64.b64encode(content).decode()
+    chosen = f' class="{style}"' if style else ""
+    return f'<img{chosen} src="data:image/{kind};base64,{data}" alt="{html.escape(said)}">'
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose cells are HTML already; it scrolls by itself where a page is narrow."""
     cells = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
     body = "".join(f"<tr><th>{first}</th>{''.join(f'<td>{cell}</td>' for cell in rest)}</tr>" for first, *rest in rows)
-    return f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="scroll"><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _bar(value: float, mark: float) -> str:
+def _page(title: str, body: str) -> str:
     return (
-        f'<div class="bar" role="img" aria-label="{100 * value:.0f} %, zero-shot {100 * mark:.0f} %">'
-        f'<span style="width:{100 * value:.1f}%"></span><i style="left:{100 * mark:.1f}%"></i></div>'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{_STYLE}</style></head><body><main>{body}</main></body></html>\n"
     )
 
 
-def _percents(*values: float | None) -> tuple[str, ...]:
-    return tuple("-" if value is None else f"{100 * value:.1f}" for value in values)
+def _names(folders: Sequence[Path], summaries: Sequence[dict[str, Any]]) -> list[str]:
+    """Short names that tell the runs apart: the method and seed where these do, else the folder."""
+    names = [f"{TITLES.get(s['method'], s['method'])}, seed {s['seed']}" for s in summaries]
+    if len(set(names)) < len(names):
+        names = [f"{name} ({folder.name})" for name, folder in zip(names, folders, strict=True)]
+    if len(set(names)) < len(names):
+        names = [str(folder) for folder in folders]
+    return names
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    if not (folder / "summary.json").is_file():
+        raise InputError(f"--workdir: {folder} holds no finished run or sweep; give the folder of one")
+    return read_json(folder / "summary.json", *_NEEDED)
+
+
+def _lines(folder: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise InputError(f"--workdir: {folder / 'metrics.jsonl'} cannot be read ({error}); give a sound run") from error
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"
+
+
+def _spread(value: dict[str, Any] | None) -> str:
+    if value is None:
+        return "-"
+    mean = f"{100 * value['mean']:.1f}"
+    return mean if value["std"] is None else f"{mean} ± {100 * value['std']:.1f}"

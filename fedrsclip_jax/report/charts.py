@@ -1,0 +1,391 @@
+"""Charts of a report: SVG with the page's own colours, so that they follow light and dark, and a sentence on each.
+
+Drawn by matplotlib with marker colours that are then replaced by the page's variables. Texts stay texts.
+"""
+
+import functools
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from fedrsclip_jax.evidence import Evidence
+
+T = TypeVar("T")
+
+# Colour-blind safe (Okabe and Ito 2008), and three of the page; the page gives each in light and dark.
+INK, MUTED, GRID = "#010101", "#020202", "#030303"
+BLUE, ORANGE, GREEN, PURPLE, GOLD, SKY = "#0072b2", "#d55e00", "#009e73", "#aa4499", "#b8860b", "#56b4e9"
+VARIABLES = {
+    INK: "ink", MUTED: "muted", GRID: "grid", BLUE: "blue", ORANGE: "orange", GREEN: "green", PURPLE: "purple",
+    GOLD: "gold", SKY: "sky",
+}  # fmt: skip
+SERIES = (BLUE, ORANGE, GREEN, PURPLE, GOLD, SKY)
+_STYLE: Any = {
+    "font.size": 9,
+    "font.family": "sans-serif",
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a class name may hold a dollar
+    "text.color": INK,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": MUTED,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "legend.frameon": False,
+}
+_WIDTH, _HEIGHT = 5.2, 3.0  # inches: on a phone, too, texts keep about their size
+_BARS = 60  # clients that have a bar each
+_NAMED = 12  # classes whose text features have their names
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One figure.
+
+    Attributes:
+      name: distinguishes its parts from other figures' on the page.
+      title: of the figure.
+      svg: drawing.
+      said: one sentence on what it shows, which also serves who cannot see it.
+      wide: whether it needs the page's whole width, and more than a phone's.
+    """
+
+    name: str
+    title: str
+    svg: str
+    said: str
+    wide: bool = False
+
+
+def _styled(draw: Callable[..., T]) -> Callable[..., T]:
+    """Has a chart drawn in the report's style, and leaves matplotlib's settings as they were."""
+
+    @functools.wraps(draw)
+    def drawn(*arguments: Any, **named: Any) -> T:
+        import matplotlib
+
+        with matplotlib.rc_context(_STYLE):
+            return draw(*arguments, **named)
+
+    return drawn
+
+
+@_styled
+def by_round(lines: Sequence[dict[str, Any]], zero: dict[str, Any], shares: bool) -> Chart:
+    """Accuracy of the federation's model and of the personal ones, with a band from the worst tenth to the best."""
+    figure, axes = _canvas()
+    rounds = [line["round"] for line in lines]
+    _accuracies(axes, rounds, lines, zero, shares)
+    axes.set(xlabel="round")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    first, last = lines[0]["personalised"], lines[-1]["personalised"]
+    said = (
+        f"After round {rounds[-1]} personal models are right on {_percent(last['mean'])} of their clients' images, "
+        f"the worst tenth on {_percent(last['worst_decile'])} (zero-shot {_percent(zero['on_clients']['mean'])})"
+    )
+    if len(lines) > 1:
+        said += f"; at round {rounds[0]} it was {_percent(first['mean'])}"
+    return Chart("rounds", "Accuracy by round", _svg(figure, "rounds"), f"{said}.")
+
+
+@_styled
+def by_bytes(lines: Sequence[dict[str, Any]], zero: dict[str, Any], shares: bool) -> Chart | None:
+    """The same against what all clients together have sent; None where nothing is sent."""
+    sent = np.array([line["bytes_sent"] for line in lines], float)
+    if not sent[-1]:
+        return None
+    unit, name = _unit(sent[-1])
+    figure, axes = _canvas()
+    _accuracies(axes, sent / unit, lines, zero, shares)
+    axes.set(xlabel=f"{name} sent by all clients together")
+    axes.set_xlim(left=0)
+    best = max(range(len(lines)), key=lambda i: lines[i]["personalised"]["mean"])
+    said = (
+        f"All clients together sent {sent[-1] / unit:,.1f} {name}; the highest mean of personal models, "
+        f"{_percent(lines[best]['personalised']['mean'])}, was reached with {sent[best] / unit:,.1f} {name}."
+    )
+    return Chart("bytes", "Accuracy against bytes sent", _svg(figure, "bytes"), said)
+
+
+@_styled
+def losses(lines: Sequence[dict[str, Any]]) -> Chart | None:
+    """Cross-entropy and the two constraints by round, each on its own scale; None where a method tells no parts."""
+    titles = {"ce": "cross-entropy", "pacl": "PACL", "cmfac": "CMFAC"}
+    there = [name for name in titles if any(line.get(name) is not None for line in lines)]
+    if not there:
+        return None
+    figure, axes = _canvas(columns=len(there), height=2.3)
+    said = []
+    for name, one, color in zip(there, np.atleast_1d(axes), SERIES, strict=False):
+        points = [(line["round"], line[name]) for line in lines if line.get(name) is not None]
+        one.plot(*zip(*points, strict=True), "o-", color=color, markersize=3, linewidth=1.6)
+        one.set(title=titles[name], xlabel="round")
+        one.set_ylim(bottom=0)
+        one.xaxis.get_major_locator().set_params(integer=True, nbins=4)
+        said.append(f"{titles[name]} from {points[0][1]:.3f} to {points[-1][1]:.3f}")
+    return Chart("losses", "Parts of the loss by round", _svg(figure, "losses"), f"In training: {'; '.join(said)}.")
+
+
+@_styled
+def by_client(summary: dict[str, Any], name: Any) -> Chart:
+    """Personal models on their clients' images, sorted, with marks for zero-shot and the federation's model."""
+    own, zero = summary["personalised"]["per_client"], summary["zero_shot"]["on_clients"]["per_client"]
+    shared = summary["global_on_clients"]["per_client"]
+    ids = summary["personalised"].get("clients", range(len(own)))
+    tested = [i for i in range(len(own)) if own[i] is not None]
+    tested.sort(key=lambda i: own[i])
+    shares = summary["uplink_params_per_client_round"] > 0
+    values = 100 * np.array([[own[i], zero[i], shared[i]] for i in tested])
+    figure, axes = _canvas(height=3.2)
+    at = np.arange(len(tested))
+    if len(tested) <= _BARS:
+        axes.bar(at, values[:, 0], width=0.75, color=BLUE, alpha=0.85, label="personal model")
+        size = max(30, 900 / len(tested))
+        axes.scatter(at, values[:, 1], size, marker="_", color=ORANGE, linewidth=2, label="zero-shot")
+        if shares:
+            axes.scatter(at, values[:, 2], size, marker="_", color=INK, linewidth=2, label="shared prompt alone")
+        axes.set_xticks(at, [str(ids[i]) for i in tested], fontsize=9 if len(tested) <= 25 else 6)
+        axes.set(xlabel="client, from worst to best")
+    else:
+        axes.fill_between(at, values[:, 0], color=BLUE, alpha=0.85, linewidth=0, label="personal model")
+        axes.plot(at, values[:, 1], ".", color=ORANGE, markersize=2, label="zero-shot")
+        if shares:
+            axes.plot(at, values[:, 2], ".", color=INK, markersize=2, label="shared prompt alone")
+        axes.set(xlabel=f"{len(tested):,} clients, from worst to best")
+    axes.grid(axis="x", visible=False)
+    axes.set(ylabel="accuracy on own images, %", ylim=(0, 100))
+    figure.legend(loc="outside upper left", ncols=3, fontsize=8, handlelength=1.2)
+    gained = values[:, 0] - values[:, 1]
+    said = f"{np.sum(gained > 0)} of {len(tested)} clients gained over zero-shot, {np.sum(gained < 0)} lost"
+    if len(tested):
+        worst, best = int(np.argmin(gained)), int(np.argmax(gained))
+        said += (
+            f"; from {gained[worst]:+.1f} points (client {name(ids[tested[worst]])}) to {gained[best]:+.1f} "
+            f"(client {name(ids[tested[best]])})"
+        )
+    return Chart("clients", "Accuracy of each client", _svg(figure, "clients"), f"{said}.")
+
+
+@_styled
+def owners(found: Evidence, class_names: Sequence[str], clients: int, name: Any) -> Chart:
+    """Who owns what: filled bubbles are training images, rings test images."""
+    many, classes = found.train.shape
+    figure, axes = _canvas(width=max(_WIDTH, 1.8 + 0.26 * many), height=1.1 + 0.2 * classes)
+    largest = max(int(found.train.max()), 1)
+    for counts, style in ((found.train, {"color": BLUE, "alpha": 0.75, "linewidth": 0}), (found.test, None)):
+        k, c = np.nonzero(counts)
+        areas = 170 * counts[k, c] / largest
+        axes.scatter(k, c, areas, **(style or {"facecolor": "none", "edgecolor": ORANGE, "linewidth": 1.2}))
+    axes.set_yticks(range(classes), class_names, fontsize=8)
+    axes.set_xticks(range(many), [str(owner) for owner in found.owners], fontsize=8)
+    axes.set(xlim=(-0.7, many - 0.3), ylim=(classes - 0.4, -0.6), xlabel="client")
+    sizes, kinds = found.train.sum(axis=1), np.count_nonzero(found.train, axis=1)
+    small, large = int(np.argmin(sizes)), int(np.argmax(sizes))
+    of = f"The first {many} of {clients:,} clients. " if many < clients else ""
+    said = (
+        f"{of}Filled: training images, the largest bubble {largest}; rings: test images. Client "
+        f"{name(found.owners[small])} has the fewest images ({sizes[small]}), {name(found.owners[large])} the most "
+        f"({sizes[large]}); half of the clients own {int(np.median(kinds))} classes or fewer."
+    )
+    return Chart("owners", "Who owns what", _svg(figure, "owners"), said, wide=many > 16)
+
+
+@_styled
+def confusion(found: Evidence, class_names: Sequence[str], shares: bool) -> Chart:
+    """Guesses of the federation's model by true class, each row of 100 %."""
+    from matplotlib.collections import PatchCollection
+    from matplotlib.colors import to_rgba
+    from matplotlib.patches import Rectangle
+
+    classes = len(class_names)
+    counts = np.zeros((classes, classes), int)
+    np.add.at(counts, (found.truth, found.guess), 1)
+    rows = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = 2.0 + 0.21 * max(classes, 8)
+    figure, axes = _canvas(width=max(side + 0.4, _WIDTH), height=side)
+    cells = [(row, column) for row, column in np.ndindex(rows.shape) if counts[row, column]]
+    colors = [to_rgba(BLUE if r == c else ORANGE, 0.12 + 0.88 * rows[r, c]) for r, c in cells]
+    squares = [Rectangle((c - 0.46, r - 0.46), 0.92, 0.92) for r, c in cells]
+    axes.add_collection(PatchCollection(squares, facecolors=colors, edgecolors="none"))
+    if classes <= 20:
+        for r, c in cells:
+            axes.text(c, r, f"{100 * rows[r, c]:.0f}", ha="center", va="center", fontsize=6, color=INK)
+    axes.set_yticks(range(classes), class_names, fontsize=7)
+    axes.set_xticks(range(classes), class_names, fontsize=7, rotation=90)
+    axes.set(xlim=(-0.5, classes - 0.5), ylim=(classes - 0.5, -0.5), xlabel="guess", ylabel="truth")
+    axes.grid(visible=False)
+    off = counts * (1 - np.eye(classes, dtype=int))
+    said = f"Rows are of 100 %: blue right, orange wrong. {np.trace(counts):,} of {counts.sum():,} images are right"
+    if off.any():
+        row, column = divmod(int(np.argmax(off)), classes)
+        said += (
+            f"; most often mistaken is {class_names[row]} for {class_names[column]} "
+            f"({off[row, column]} of {counts[row].sum()})"
+        )
+    of = "the shared prompt alone" if shares else "the first draw, as this method shares nothing"
+    return Chart("confusion", f"Confusion on pooled images, {of}", _svg(figure, "confusion"), f"{said}.", classes > 16)
+
+
+@_styled
+def texts(found: Evidence, class_names: Sequence[str]) -> Chart | None:
+    """Text features of each class in two dimensions, and how far private prompts moved from the shared one."""
+    if not len(found.shared) or not len(found.private):
+        return None
+    groups = [found.zero_shot, found.shared, *found.private]
+    everything = np.concatenate(groups)
+    # Principal components: the two directions in which all of these features differ most.
+    centred = everything - everything.mean(axis=0)
+    _, spread, directions = np.linalg.svd(centred, full_matrices=False)
+    flat = np.split(centred @ directions[:2].T, len(groups))
+    figure, axes = _canvas(height=4.0)
+    axes.scatter(*flat[0].T, 14, marker="x", color=MUTED, linewidth=1, label="zero-shot")
+    axes.scatter(*flat[1].T, 34, color=BLUE, label="shared")
+    for client, points, color in zip(found.movers, flat[2:], (ORANGE, GREEN, PURPLE, GOLD), strict=False):
+        axes.scatter(*points.T, 16, facecolor="none", edgecolor=color, linewidth=1.2, label=f"client {client}")
+        for one, other in zip(flat[1], points, strict=True):
+            axes.plot(*zip(one, other, strict=True), color=color, linewidth=0.6, alpha=0.5)
+    cosines = np.einsum("ce,kce->kc", found.shared, found.private)
+    shown = np.argsort(cosines.mean(axis=0))[:_NAMED]
+    for c in shown:
+        axes.annotate(class_names[c], flat[1][c], xytext=(4, 3), textcoords="offset points", fontsize=7)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.margins(0.12)
+    figure.legend(loc="outside upper left", ncols=6, fontsize=8, handlelength=1, columnspacing=1)
+    client, c = divmod(int(np.argmin(cosines)), len(class_names))
+    share = float((spread[:2] ** 2).sum() / (spread**2).sum())
+    said = (
+        f"The two directions that differ most hold {_percent(share)} of the variance. Between shared and private texts "
+        f"the mean cosine is {cosines.mean():.3f}; farthest moved is {class_names[c]} of client "
+        f"{found.movers[client]} ({cosines[client, c]:.3f})."
+    )
+    return Chart("texts", "Where the prompts put the classes", _svg(figure, "texts"), said)
+
+
+@_styled
+def seconds(spent: dict[str, float]) -> Chart:
+    """Wall-clock time by phase."""
+    figure, axes = _canvas(height=0.7 + 0.32 * len(spent))
+    names, values = [*spent], [*spent.values()]
+    axes.barh(range(len(names)), values, height=0.6, color=BLUE, alpha=0.85)
+    for at, value in enumerate(values):
+        axes.text(value, at, f" {value:,.1f} s", va="center", fontsize=8)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xticks([])
+    axes.invert_yaxis()
+    axes.grid(visible=False)
+    axes.spines[["bottom", "left"]].set_visible(False)
+    axes.set_xlim(0, 1.2 * max(*values, 1e-9))
+    most = max(spent, key=lambda phase: spent[phase])
+    said = f"{sum(values):,.1f} s in all, of which {most} took {_percent(spent[most] / max(sum(values), 1e-9))}."
+    return Chart("seconds", "Seconds by phase", _svg(figure, "seconds"), said)
+
+
+@_styled
+def side_by_side(runs: dict[str, Sequence[dict[str, Any]]], part: tuple[str, str], title: str, name: str) -> Chart:
+    """One accuracy of several runs by round; `part` is where it stands in a line."""
+    figure, axes = _canvas()
+    ends = []
+    for (label, lines), color in zip(runs.items(), (SERIES * (len(runs) // len(SERIES) + 1)), strict=False):
+        points = [(line["round"], 100 * line[part[0]][part[1]]) for line in lines]
+        axes.plot(*zip(*points, strict=True), "o-", color=color, markersize=3, linewidth=1.6, label=label)
+        ends.append((points[-1][1], label))
+    axes.set(xlabel="round", ylabel="accuracy, %")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(loc="outside lower left", ncols=1 if len(runs) < 3 else 2, fontsize=7, handlelength=1.2)
+    ends.sort(reverse=True)
+    said = (
+        f"At the end {ends[0][1]} stands highest ({ends[0][0]:.1f} %) and {ends[-1][1]} lowest ({ends[-1][0]:.1f} %)."
+    )
+    return Chart(name, title, _svg(figure, name), said)
+
+
+def _accuracies(axes, at, lines: Sequence[dict[str, Any]], zero: dict[str, Any], shares: bool) -> None:
+    own = [line["personalised"] for line in lines]
+    mean, worst = (100 * np.array([part[key] for part in own]) for key in ("mean", "worst_decile"))
+    best = 100 * np.array([part.get("best", part["mean"]) for part in own])
+    axes.fill_between(at, worst, best, color=BLUE, alpha=0.13, linewidth=0)
+    axes.plot(at, mean, "o-", color=BLUE, markersize=3, linewidth=1.8)
+    ends = [(mean[-1], "personal, mean", BLUE), (worst[-1], "worst tenth", BLUE)]
+    axes.plot(at, worst, color=BLUE, linewidth=0.8)
+    if shares:
+        pooled = 100 * np.array([line["global"]["accuracy"] for line in lines])
+        axes.plot(at, pooled, "o-", color=ORANGE, markersize=3, linewidth=1.8)
+        ends.append((pooled[-1], "shared, pooled", ORANGE))
+    start = 100 * zero["on_clients"]["mean"]
+    axes.axhline(start, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
+    ends.append((start, "zero-shot", MUTED))
+    axes.set(ylabel="accuracy, %", ylim=(0, 100))
+    _label_ends(axes, at[-1], ends)
+
+
+def _label_ends(axes, right: float, ends: list[tuple[float, str, str]]) -> None:
+    """Names beside the ends of lines, pushed apart where they would overlap."""
+    gap = 6.5  # percent of accuracy that a line of text takes
+    ends = sorted(ends)
+    places = [value for value, _, _ in ends]
+    for i in range(1, len(places)):
+        places[i] = max(places[i], places[i - 1] + gap)
+    if (over := places[-1] - 98) > 0:
+        places = [place - over for place in places]
+    for place, (_, text, color) in zip(places, ends, strict=True):
+        axes.annotate(
+            text, (right, place), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8, color=color,
+            annotation_clip=False,
+        )  # fmt: skip
+
+
+def _canvas(columns: int = 1, width: float = _WIDTH, height: float = _HEIGHT):
+    from matplotlib.figure import Figure  # no window, no global state
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(1, columns)
+
+
+def _svg(figure, name: str) -> str:
+    """The drawing alone, for use within a page: its ids are its own, its colours and fonts the page's."""
+    import matplotlib
+
+    out = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
+    text = re.sub(r'xlink:href="#', f'xlink:href="#{name}-', text)
+    text = re.sub(r"url\(#", f"url(#{name}-", text)
+    text = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", text)
+    for color, variable in VARIABLES.items():
+        text = text.replace(color, f"var(--{variable})")
+    size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)
+    assert size is not None
+    opening = f'<svg viewBox="0 0 {size[1]} {size[2]}" aria-hidden="true" xmlns:xlink="http://www.w3.org/1999/xlink">'
+    return opening + text[text.index(">") + 1 :]
+
+
+def _unit(most: float) -> tuple[float, str]:
+    for size, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if most >= size:
+            return size, name
+    return 1.0, "bytes"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
