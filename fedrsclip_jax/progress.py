@@ -59,7 +59,7 @@ class Progress:
         elif self.console.is_terminal:
             columns = (
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=10),
+                BarColumn(bar_width=8),
                 MofNCompleteColumn(),
                 TextColumn(unit),
                 TimeRemainingColumn(elapsed_when_finished=True),
