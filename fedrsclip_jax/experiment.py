@@ -68,7 +68,7 @@ def run(
             if events is not None:
                 written.follow(_read_lines(folder))
             return one.finished
-        with progress.track(one.title, config.rounds, unit="rounds", done=one.ledger.round) as bar:
+        with progress.track(one.title, config.rounds, unit="rounds", done=one.ledger.round, waits="compiling") as bar:
             while one.ledger.round < config.rounds:
                 try:
                     with compilation.measure(one.ledger.seconds, "train"):

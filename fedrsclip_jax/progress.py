@@ -46,22 +46,27 @@ class Progress:
             self.console.print(text, markup=False, soft_wrap=True)
 
     @contextmanager
-    def track(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Bar]:
-        """A bar for the body of a `with`; `done` of `total` were finished before, and say nothing of the time left."""
+    def track(self, name: str, total: int, unit: str, done: int = 0, waits: str = "") -> Iterator[Bar]:
+        """A bar for the body of a `with`.
+
+        Args:
+          done: of `total`, finished before; they say nothing of the time left.
+          waits: what is shown in a terminal until the first report.
+        """
         name = f"{self.place}{name}"
         if self.quiet:
             yield Bar(lambda done, figures: None)
         elif self.console.is_terminal:
             columns = (
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=10),
+                BarColumn(bar_width=8),
                 MofNCompleteColumn(),
                 TextColumn(unit),
                 TimeRemainingColumn(elapsed_when_finished=True),
                 _Figures(),
             )
             with RichProgress(*columns, console=self.console, speed_estimate_period=_MEMORY) as live:
-                task = live.add_task(name, total=total, completed=done, figures="")
+                task = live.add_task(name, total=total, completed=done, figures=waits)
                 yield Bar(lambda done, figures: live.update(task, completed=done, figures=_line(figures)))
         else:
             yield Bar(_Plain(self, name, total, unit, done))

@@ -248,7 +248,7 @@ def _advance(
         together.fit_lanes()
     title = f"{len(runs)} runs of {runs[0].config.method.name}"
     number = runs[0].ledger.round
-    with progress.track(title, until, unit="rounds", done=number) as bar:
+    with progress.track(title, until, unit="rounds", done=number, waits="compiling") as bar:
         while number < until and alive:
             spent = {"compile": 0.0, "train": 0.0}
             with compilation.measure(spent, "train"):

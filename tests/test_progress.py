@@ -17,7 +17,7 @@ class Terminal(io.StringIO):
 
 def rounds(stream: io.StringIO, *, quiet: bool = False) -> str:
     shown = Progress(quiet=quiet, console=Console(file=stream, highlight=False))
-    with shown.track("training", 3, unit="rounds") as bar:
+    with shown.track("training", 3, unit="rounds", waits="compiling") as bar:
         for number in (1, 2, 3):
             bar.advance_to(number, loss=1.23456, clients_per_second=51.0, bytes_sent=2_048_000)
     return stream.getvalue()
@@ -61,7 +61,7 @@ def test_a_terminal_shows_figures(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "140")
     text = rounds(Terminal())
-    for part in ("training", "3/3", "rounds", "loss 1.235", "clients per second 51", "bytes sent 2.0 M"):
+    for part in ("training", "compiling", "3/3", "rounds", "loss 1.235", "clients per second 51", "bytes sent 2.0 M"):
         assert part in text
 
 
