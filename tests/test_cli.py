@@ -8,7 +8,7 @@ import pytest
 from fedrsclip_jax import cli
 from fedrsclip_jax.errors import InputError
 
-VERBS = ("train", "evaluate", "pretrain")
+VERBS = ("train", "evaluate", "predict", "pretrain")
 
 
 @pytest.fixture

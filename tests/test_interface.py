@@ -70,6 +70,7 @@ def test_the_example_of_the_readme_runs(tmp_path):
         "XLA_FLAGS": "",
         "PYTHONPATH": str(REPOSITORY),
         "JAX_COMPILATION_CACHE_DIR": str(REPOSITORY / ".cache" / "xla"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
     }
     done = subprocess.run(
         [sys.executable, "-c", lines], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300
@@ -145,20 +146,20 @@ def test_a_method_of_ones_own(backbone, images, clients):
     assert own[0] != own[1]  # offsets stayed with their clients
 
 
-def test_a_whole_configuration(tiny_folder):
+def test_a_whole_configuration(federation, tiny_folder):
+    """Its numbers are those of the parts put together by hand."""
     config = frs.load_config(
         REPOSITORY / "configs" / "quickstart.py",
         rounds=3,
         backbone=str(tiny_folder),
-        method__name="promptfl",
         **{f"data__{key}": value for key, value in SCENES.items()},
         **{f"partition__{key}": value for key, value in CLIENTS.items()},
+        **STEPS,
     )
-    assert (config.rounds, config.partition.clients, config.local.learning_rate) == (3, 2, 0.1)
-    federation = frs.Federation.of(config)
-    assert federation.config.seed == config.seed
-    assert federation.config.local == config.local
-    assert len(federation.run(config.rounds)) == 3
+    assert (config.rounds, config.partition.clients, config.local.batch_size) == (3, 2, 8)
+    whole = frs.Federation.of(config)
+    assert whole.config.local == config.local
+    assert [done.figures for done in whole.run(3)] == [done.figures for done in federation.history[:3]]
 
 
 def test_bad_input_is_one_line(refused, backbone, images, clients, federation, tmp_path):
