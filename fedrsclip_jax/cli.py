@@ -381,7 +381,12 @@ def _predict(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> Non
     chosen = {name: value for name, value in vars(known).items() if name in Request.__dataclass_fields__}
     # A bar in a terminal would stand between the lines that are printed there.
     mixed = known.output is None and sys.stdout.isatty()
-    outcome = predict(Request(**chosen), overrides, Progress(quiet=known.quiet or mixed))
+    try:
+        outcome = predict(Request(**chosen), overrides, Progress(quiet=known.quiet or mixed))
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads has seen enough, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return
     for note in outcome.notes:
         _say(note)
     for file in outcome.files:

@@ -75,7 +75,7 @@ def as_png(scene: Scene, answers: Sequence[Answer]) -> bytes:
     ]
     if len(order) > _LEGEND:
         legend.append(Patch(color="none", label=f"and {len(order) - _LEGEND} more"))
-    axes.legend(handles=legend, title="class (tiles)", loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    figure.legend(handles=legend, title="class (tiles)", loc="outside right upper", frameon=False)
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=100)
     return out.getvalue()
