@@ -20,7 +20,8 @@ T = TypeVar("T")
 INK, MUTED, GRID, PAGE = "#010101", "#020202", "#030303", "#040404"
 BLUE, ORANGE, GREEN, PURPLE, GOLD, SKY = "#0072b2", "#d55e00", "#009e73", "#aa4499", "#b8860b", "#56b4e9"
 VARIABLES = {
-    INK: "ink", MUTED: "muted", GRID: "grid", PAGE: "page", BLUE: "blue", ORANGE: "orange", GREEN: "green", PURPLE: "purple",
+    INK: "ink", MUTED: "muted", GRID: "grid", PAGE: "page",
+    BLUE: "blue", ORANGE: "orange", GREEN: "green", PURPLE: "purple",
     GOLD: "gold", SKY: "sky",
 }  # fmt: skip
 SERIES = (BLUE, ORANGE, GREEN, PURPLE, GOLD, SKY)
@@ -196,11 +197,12 @@ def owners(found: Evidence, class_names: Sequence[str], clients: int, name: Any)
     axes.set(xlim=(-0.7, many - 0.3), ylim=(classes - 0.4, -0.6), xlabel="client")
     sizes, kinds = found.train.sum(axis=1), np.count_nonzero(found.train, axis=1)
     small, large = int(np.argmin(sizes)), int(np.argmax(sizes))
+    few, most = name(int(found.owners[small])), name(int(found.owners[large]))
     of = f"The first {many} of {clients:,} clients. " if many < clients else ""
     said = (
-        f"{of}Blue: training images, the largest bubble {largest}; orange: test images. Client "
-        f"{name(found.owners[small])} has the fewest images ({sizes[small]}), {name(found.owners[large])} the most "
-        f"({sizes[large]}); half of the clients own {int(np.median(kinds))} classes or fewer."
+        f"{of}Blue: training images, the largest bubble {largest}; orange: test images. Client {few} has the fewest "
+        f"images ({sizes[small]}), {most} the most ({sizes[large]}); half of the clients own "
+        f"{int(np.median(kinds))} classes or fewer."
     )
     return Chart("owners", "Who owns what", _svg(figure, "owners"), said, wide=many > 16)
 
