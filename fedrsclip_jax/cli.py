@@ -235,7 +235,10 @@ def _parser() -> argparse.ArgumentParser:
         "--workdir", type=Path, required=True, action="append", help="folder of a run or sweep; several runs: once each"
     )
     report.add_argument(
-        "--output", type=Path, metavar="FILE.html", help="of several runs; default report.html in the present folder"
+        "--output",
+        type=Path,
+        metavar="FILE.html",
+        help="new file, needed for several runs; default report.html in the folder",
     )
 
     data = verb(
@@ -419,17 +422,20 @@ def _pretrain(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> No
 def _report(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     if overrides:
         raise InputError(f"--config.{overrides[0][0]}: a report is of what has been run; leave it out")
-    from fedrsclip_jax.files import check_can_be_made
     from fedrsclip_jax.report.page import FILE, write_joint_report, write_report
 
-    if len(known.workdir) == 1 and known.output is None:
-        print(f"report in {write_report(known.workdir[0])}")
-        return
-    output = known.output or Path(FILE)
-    if output.is_dir():
-        raise InputError(f"--output: {output} is a folder; give FILE.html")
-    check_can_be_made(output.absolute().parent / "-", "--output")
-    write_joint_report(known.workdir, output)
+    alone = len(known.workdir) == 1
+    output = known.output or (known.workdir[0] if alone else Path()) / FILE
+    if known.output and output.exists():
+        raise InputError(f"--output: {output} is there already; name a new file, so that nothing is overwritten")
+    if not alone and not known.output:
+        raise InputError("--output: one page on several runs needs a place; give --output=FILE.html")
+    if known.output and not output.absolute().parent.is_dir():
+        raise InputError(f"--output: there is no folder {output.parent}; give FILE.html in one that is there")
+    if alone:
+        write_report(known.workdir[0], output)
+    else:
+        write_joint_report(known.workdir, output)
     print(f"report in {output}")
 
 

@@ -118,13 +118,13 @@ def compare(
                 events=folder / events.FOLDER / f"{name}-seed{alone.seed}" if tensorboard else None,
             )
             summaries.setdefault(name, []).append(summary)
-            if distributed.first():
+            with distributed.together():
                 write_report(own)
             encode_seconds = 0.0  # it was spent once
         as_shown = {name: summaries[name] for name in reversed(summaries)}
         result = {"config": to_dict(config), **tabulate(as_shown, config.method.name)}
         write_json(folder / "comparison.json", result)
-        if distributed.first():
+        with distributed.together():
             write_report(folder)  # once more, with the comparison
         return result
 

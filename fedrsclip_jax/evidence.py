@@ -1,13 +1,14 @@
 """What a report shows and a summary does not hold: answers image by image, who owns what, where texts lie."""
 
 import io
+import zipfile
+import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
@@ -65,7 +66,7 @@ class Evidence:
         try:
             with np.load(io.BytesIO((folder / FILE).read_bytes())) as kept:
                 return cls(**{field.name: kept[field.name] for field in fields(cls)})
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
             return None
 
 
@@ -138,12 +139,13 @@ def _texts(federation: Federation, movers: Int[np.ndarray, " movers"]) -> tuple[
     method, backbone = federation.config.method, federation.backbone
     shape = (method.context_tokens, backbone.text.width)
     classes, embed = backbone.zero_shot.shape
-    kept = []
+    kept: list[list[np.ndarray | None]] = []
     for client in movers:
         private = jax.tree.map(lambda leaf: leaf[0], federation.population.gather(np.array([client])))
         module = nnx.merge(federation.plan.graph, federation.server.shared, private)
-        prompts = [getattr(module, name, None) for name in ("shared", "private")]
-        kept.append([None if p is None or jnp.shape(p[...]) != shape else np.asarray(p[...]) for p in prompts])
+        found = [getattr(module, name, None) for name in ("shared", "private")]
+        prompts = [np.asarray(p[...]) if isinstance(p, nnx.Param) else None for p in found]
+        kept.append([p if p is not None and p.shape == shape else None for p in prompts])
     first = kept[0][0]
     shared = np.zeros((0, embed), np.float32) if first is None else np.asarray(_encode(backbone, first))
     private = [np.asarray(_encode(backbone, own)) for _, own in kept if own is not None]

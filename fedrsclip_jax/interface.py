@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 from fedrsclip_jax import config as configuration
 from fedrsclip_jax import federation as engine
 from fedrsclip_jax.config import Config, MethodConfig
-from fedrsclip_jax.data.clients import Clients
+from fedrsclip_jax.data.clients import SPLITS, Clients
 from fedrsclip_jax.data.sources import ImageSource, decode
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.evaluate import score_zero_shot
@@ -29,6 +29,7 @@ from fedrsclip_jax.progress import Progress
 from fedrsclip_jax.prompts import imported
 from fedrsclip_jax.task import Pretrained, divide_images, encode_images, load_pretrained, load_source
 
+_CHECKED = 4096  # clients whose images are looked at together
 Picture = str | Path | UInt8[np.ndarray, "height width 3"]
 
 
@@ -107,6 +108,8 @@ def make_clients(images: ImageSource, kind: str = "dirichlet", *, seed: int = 0,
     Raises:
       InputError: settings that the images do not allow.
     """
+    if kind == "virtual":
+        raise InputError("kind = 'virtual': such clients follow from a whole configuration; use Federation.of(config)")
     given = {"data__test_fraction" if key == "test_fraction" else f"partition__{key}": v for key, v in keys.items()}
     return divide_images(load_config(seed=seed, partition__kind=kind, **given), images)
 
@@ -126,6 +129,15 @@ def make_method(method: str | Callable[..., Any] = "fedrsclip", **keys: Any) -> 
     name = method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__)
     settings = load_config(method__name=name, **{f"method__{key}": value for key, value in keys.items()}).method
     return ChosenMethod(make, settings)
+
+
+# Keys that a federation is given as things already, by who makes these.
+_ELSEWHERE = {
+    "make_method": "method__",
+    "make_clients": "partition__",
+    "load_backbone": ("backbone", "dtype"),
+    "load_images": ("data__source", "data__half", "data__scenes"),
+}
 
 
 class Federation:
@@ -157,14 +169,32 @@ class Federation:
         Raises:
           InputError: a key that is wrong or does not fit, or an image that cannot be read.
         """
-        config = load_config(**keys)
-        partition = dataclasses.replace(config.partition, clients=clients.num_clients)
-        self.config = dataclasses.replace(
-            config, method=method.settings, backbone=backbone.name, dtype=backbone.dtype, partition=partition
-        )
-        self.clients = clients
+        for key in keys:
+            for place, start in _ELSEWHERE.items():
+                if key.startswith(start):
+                    raise InputError(f"{key}: Federation takes this from what it is given; say it to {place}")
+        self._begin(load_config(**keys), method, backbone, images, clients, quiet)
+
+    def _begin(
+        self,
+        config: Config,
+        method: ChosenMethod,
+        backbone: Pretrained,
+        images: ImageSource,
+        clients: Clients | None,
+        quiet: bool,
+    ) -> None:
+        """Without clients these are made as the configuration says, of the images that can be read."""
         self._task, self._progress = backbone.task(images), Progress(quiet=quiet)
-        self._features = encode_images(self.config, self._task, self._progress)
+        config = dataclasses.replace(config, backbone=backbone.name, dtype=backbone.dtype, method=method.settings)
+        self._features = encode_images(config, self._task, self._progress)
+        if clients is None:
+            clients = divide_images(config, images, self._features.readable)
+        else:
+            _check_owned(clients, self._features.readable)
+        partition = dataclasses.replace(config.partition, clients=clients.num_clients)
+        self.config = dataclasses.replace(config, partition=partition)
+        self.clients = clients
         prompts = imported(self.config, self._task.clip_config)
         self._engine = engine.Federation(self.config, self._task, self._features, clients, prompts, make=method.make)
         self.history: list[Round] = []
@@ -176,15 +206,10 @@ class Federation:
         Raises:
           InputError: something in it that cannot be used.
         """
-        images = load_source(config.data)
         method = ChosenMethod(find_method(config.method.name), config.method)
-        given = {
-            name.replace(".", "__"): _at(config, name)
-            for name, _, _ in configuration.keys(Config)
-            if not name.startswith(("method.", "backbone", "dtype"))
-        }
-        backbone = load_pretrained(config.backbone, config.dtype)
-        return cls(method, backbone, images, divide_images(config, images), quiet=quiet, **given)
+        made, backbone = cls.__new__(cls), load_pretrained(config.backbone, config.dtype)
+        made._begin(config, method, backbone, load_source(config.data), None, quiet)
+        return made
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -250,13 +275,6 @@ def _dotted(key: str) -> str:
     return key.replace("__", ".")
 
 
-def _at(config: Config, name: str) -> Any:
-    value: Any = config
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value
-
-
 def _opened(picture: Picture) -> np.ndarray:
     if not isinstance(picture, (str, Path)):
         return picture
@@ -265,3 +283,20 @@ def _opened(picture: Picture) -> np.ndarray:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot read image {picture} ({reason}); give another") from error
+
+
+def _check_owned(clients: Clients, readable: np.ndarray) -> None:
+    """Refuses clients of other images, or of some that cannot be read, which would train on nothing."""
+    for split in SPLITS:
+        for start in range(0, clients.num_clients, _CHECKED):
+            ids = np.arange(start, min(start + _CHECKED, clients.num_clients))
+            rows, counts = clients.padded(ids, split)
+            own = rows[np.arange(rows.shape[1]) < counts[:, None]]
+            if own.size and own.max() >= len(readable):
+                there = len(readable)
+                raise InputError(f"clients: they own image {own.max()}, and there are {there}; make them of these")
+            if not readable[own].all():
+                raise InputError(
+                    f"clients: image {own[~readable[own]][0]} of theirs cannot be read; take it away, or use "
+                    "Federation.of(config), which leaves such images out"
+                )

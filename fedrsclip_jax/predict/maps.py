@@ -69,13 +69,15 @@ def as_png(scene: Scene, answers: Sequence[Answer]) -> bytes:
     axes = figure.subplots()
     axes.imshow(picture)
     axes.set_axis_off()
-    axes.set_title(scene.path.name, fontsize=10)
+    axes.set_title(scene.path.name, fontsize=10, parse_math=False)
     legend = [
         Patch(color=tuple(colours[str(found[c])].tolist()), label=f"{found[c]} ({counts[c]})") for c in order[:_LEGEND]
     ]
     if len(order) > _LEGEND:
         legend.append(Patch(color="none", label=f"and {len(order) - _LEGEND} more"))
-    figure.legend(handles=legend, title="class (tiles)", loc="outside right upper", frameon=False)
+    shown = figure.legend(handles=legend, title="class (tiles)", loc="outside right upper", frameon=False)
+    for text in shown.get_texts():
+        text.set_parse_math(False)  # a class name may hold a dollar
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=100)
     return out.getvalue()

@@ -1,6 +1,7 @@
 """One prediction, from a finished run and paths to lines and maps; read it from top to bottom."""
 
 import difflib
+import io
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
@@ -113,11 +114,16 @@ def predict(request: Request, overrides: Sequence[tuple[str, str]], progress: Pr
     work = _Work(request, cut, plan, Classify(run.task, model.logits, plan.expected), outcome)
     with progress.track("predicting", plan.expected, unit="images") as bar:
         if request.output is None:
+            if isinstance(sys.stdout, io.TextIOWrapper):
+                sys.stdout.reconfigure(errors="surrogateescape")  # names of files may be in any encoding
             for line in work.lines(files, bar):
                 sys.stdout.write(line)
         else:
             make_folder(request.output.parent, "--output")
-            replace(request.output, lambda file: file.writelines(line.encode() for line in work.lines(files, bar)))
+            replace(
+                request.output,
+                lambda file: file.writelines(line.encode(errors="surrogateescape") for line in work.lines(files, bar)),
+            )
             outcome.files.insert(0, request.output)
     return outcome
 
@@ -193,10 +199,14 @@ class _Work:
                 if count:
                     self._outcome.notes.append(f"{path}: {count} of {len(scene.tiles)} tiles {what} and are skipped")
             stem = self._plan.stems[path]
-            made = _map_files(stem)
-            write_text(made[0], maps.as_geojson(scene, answers))
-            write_bytes(made[1], maps.as_png(scene, answers))
-            self._outcome.files += made
+            tiles, overlay = _map_files(stem)
+            write_text(tiles, maps.as_geojson(scene, answers))
+            self._outcome.files.append(tiles)
+            try:
+                write_bytes(overlay, maps.as_png(scene, answers))
+                self._outcome.files.append(overlay)
+            except ValueError as error:  # the answers are there, and some of the scene cannot be read
+                self._outcome.notes.append(f"{path}: no overlay, as the scene cannot be read as a whole ({error})")
 
     def _open(self, path: Path) -> Scene:
         return Scene(path, self._cut.tile, self._cut.stride, self._cut.bands)

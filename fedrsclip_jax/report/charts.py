@@ -6,6 +6,7 @@ Drawn by matplotlib with marker colours that are then replaced by the page's var
 import functools
 import io
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -52,7 +53,9 @@ _STYLE: Any = {
 }
 _WIDTH, _HEIGHT = 5.2, 3.0  # inches: on a phone, too, texts keep about their size
 _BARS = 60  # clients that have a bar each
-_NAMED = 9  # classes whose text features have their names
+_POINTS = 400  # of more clients, evenly over all of them
+_NAMED = 7  # classes whose text features have their names
+_CLASSES = 50  # that tables of classes hold; of more, those that tell most
 
 
 @dataclass(frozen=True)
@@ -144,30 +147,37 @@ def losses(lines: Sequence[dict[str, Any]]) -> Chart | None:
 
 
 @_styled
-def by_client(summary: dict[str, Any], name: Any) -> Chart:
-    """Personal models on their clients' images, sorted, with marks for zero-shot and the federation's model."""
+def by_client(summary: dict[str, Any], name: Callable[[int], str]) -> Chart:
+    """Personal models on their clients' images, sorted, with marks for zero-shot and the federation's model.
+
+    Args:
+      name: of a client, for people.
+    """
     own, zero = summary["personalised"]["per_client"], summary["zero_shot"]["on_clients"]["per_client"]
     shared = summary["global_on_clients"]["per_client"]
     ids = summary["personalised"].get("clients", range(len(own)))
     tested = [i for i in range(len(own)) if own[i] is not None]
     tested.sort(key=lambda i: own[i])
     shares = summary["uplink_params_per_client_round"] > 0
-    values = 100 * np.array([[own[i], zero[i], shared[i]] for i in tested])
+    values = 100 * np.array([[own[i], zero[i], shared[i]] for i in tested], float).reshape(-1, 3)
     figure, axes = _canvas(height=3.2)
     at = np.arange(len(tested))
     if len(tested) <= _BARS:
         axes.bar(at, values[:, 0], width=0.75, color=BLUE, alpha=0.85, label="personal model")
-        size = max(30, 900 / len(tested))
-        axes.scatter(at, values[:, 1], size, marker="_", color=ORANGE, linewidth=2, label="zero-shot")
+        size = max(12, min(36, 700 / max(len(tested), 1)))
+        around: Any = {"s": size, "edgecolor": PAGE, "linewidth": 0.8, "zorder": 3}
+        axes.scatter(at - 0.16, values[:, 1], marker="D", facecolor=ORANGE, label="zero-shot", **around)
         if shares:
-            axes.scatter(at, values[:, 2], size, marker="_", color=INK, linewidth=2, label="shared prompt alone")
+            axes.scatter(at + 0.16, values[:, 2], marker="o", facecolor=INK, label="the federation's model", **around)
         axes.set_xticks(at, [str(ids[i]) for i in tested], fontsize=9 if len(tested) <= 25 else 6)
         axes.set(xlabel="client, from worst to best")
     else:
-        axes.fill_between(at, values[:, 0], color=BLUE, alpha=0.85, linewidth=0, label="personal model")
-        axes.plot(at, values[:, 1], ".", color=ORANGE, markersize=2, label="zero-shot")
+        some = np.unique(np.linspace(0, len(tested) - 1, _POINTS).astype(int))
+        at = some
+        axes.fill_between(at, values[some, 0], color=BLUE, alpha=0.85, linewidth=0, label="personal model")
+        axes.plot(at, values[some, 1], ".", color=ORANGE, markersize=2, label="zero-shot")
         if shares:
-            axes.plot(at, values[:, 2], ".", color=INK, markersize=2, label="shared prompt alone")
+            axes.plot(at, values[some, 2], ".", color=INK, markersize=2, label="the federation's model")
         axes.set(xlabel=f"{len(tested):,} clients, from worst to best")
     axes.grid(axis="x", visible=False)
     axes.set(ylabel="accuracy on own images, %", ylim=(0, 100))
@@ -184,21 +194,26 @@ def by_client(summary: dict[str, Any], name: Any) -> Chart:
 
 
 @_styled
-def owners(found: Evidence, class_names: Sequence[str], clients: int, name: Any) -> Chart:
+def owners(found: Evidence, class_names: Sequence[str], clients: int, name: Callable[[int], str]) -> Chart:
     """Who owns what: training images, and to the right of them test images."""
-    many, classes = found.train.shape
+    most_common = np.sort(np.argsort(-found.train.sum(axis=0), kind="stable")[:_CLASSES])
+    many, classes = len(found.owners), len(most_common)
     figure, axes = _canvas(width=max(_WIDTH, 1.8 + 0.26 * many), height=1.1 + 0.2 * classes)
     largest = max(int(found.train.max()), 1)
-    for counts, color, aside in ((found.train, BLUE, -0.14), (found.test, ORANGE, 0.26)):
+    for counts, color, aside in (
+        (found.train[:, most_common], BLUE, -0.14),
+        (found.test[:, most_common], ORANGE, 0.26),
+    ):
         k, c = np.nonzero(counts)
         axes.scatter(k + aside, c, 150 * counts[k, c] / largest, color=color, alpha=0.8, linewidth=0)
-    axes.set_yticks(range(classes), class_names, fontsize=8)
+    axes.set_yticks(range(classes), [class_names[c] for c in most_common], fontsize=8)
     axes.set_xticks(range(many), [str(owner) for owner in found.owners], fontsize=8)
     axes.set(xlim=(-0.7, many - 0.3), ylim=(classes - 0.4, -0.6), xlabel="client")
     sizes, kinds = found.train.sum(axis=1), np.count_nonzero(found.train, axis=1)
     small, large = int(np.argmin(sizes)), int(np.argmax(sizes))
     few, most = name(int(found.owners[small])), name(int(found.owners[large]))
-    of = f"The first {many} of {clients:,} clients. " if many < clients else ""
+    of = f"{many} of the clients that are scored, of {clients:,} in all. " if many < clients else ""
+    of += f"The {classes} most common of {len(class_names)} classes. " if classes < len(class_names) else ""
     said = (
         f"{of}Blue: training images, the largest bubble {largest}; orange: test images. Client {few} has the fewest "
         f"images ({sizes[small]}), {most} the most ({sizes[large]}); half of the clients own "
@@ -214,10 +229,13 @@ def confusion(found: Evidence, class_names: Sequence[str], shares: bool) -> Char
     from matplotlib.colors import to_rgba
     from matplotlib.patches import Rectangle
 
-    classes = len(class_names)
-    counts = np.zeros((classes, classes), int)
-    np.add.at(counts, (found.truth, found.guess), 1)
-    rows = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    everything = np.zeros((len(class_names), len(class_names)), int)
+    np.add.at(everything, (found.truth, found.guess), 1)
+    off = everything * (1 - np.eye(len(class_names), dtype=int))
+    shown = np.sort(np.argsort(-(off.sum(axis=0) + off.sum(axis=1)), kind="stable")[:_CLASSES])
+    classes, names = len(shown), [class_names[c] for c in shown]
+    counts = everything[np.ix_(shown, shown)]
+    rows = counts / np.maximum(everything.sum(axis=1)[shown, None], 1)
     side = 2.0 + 0.21 * max(classes, 8)
     figure, axes = _canvas(width=max(side + 0.4, _WIDTH), height=side)
     cells = [(row, column) for row, column in np.ndindex(rows.shape) if counts[row, column]]
@@ -228,19 +246,20 @@ def confusion(found: Evidence, class_names: Sequence[str], shares: bool) -> Char
         for r, c in cells:
             color = PAGE if rows[r, c] > 0.55 else INK
             axes.text(c, r, f"{100 * rows[r, c]:.0f}", ha="center", va="center", fontsize=6, color=color)
-    axes.set_yticks(range(classes), class_names, fontsize=7)
-    axes.set_xticks(range(classes), class_names, fontsize=7, rotation=90)
+    axes.set_yticks(range(classes), names, fontsize=7)
+    axes.set_xticks(range(classes), names, fontsize=7, rotation=90)
     axes.set(xlim=(-0.5, classes - 0.5), ylim=(classes - 0.5, -0.5), xlabel="guess", ylabel="truth")
     axes.grid(visible=False)
-    off = counts * (1 - np.eye(classes, dtype=int))
-    said = f"Rows are of 100 %: blue right, orange wrong. {np.trace(counts):,} of {counts.sum():,} images are right"
+    said = "Rows are of 100 %: blue right, orange wrong. "
+    said += f"The {classes} most confused of {len(class_names)} classes. " if classes < len(class_names) else ""
+    said += f"{np.trace(everything):,} of {everything.sum():,} images are right"
     if off.any():
-        row, column = divmod(int(np.argmax(off)), classes)
+        row, column = divmod(int(np.argmax(off)), len(class_names))
         said += (
             f"; most often mistaken is {class_names[row]} for {class_names[column]} "
-            f"({off[row, column]} of {counts[row].sum()})"
+            f"({off[row, column]} of {everything[row].sum()})"
         )
-    of = "the shared prompt alone" if shares else "the first draw, as this method shares nothing"
+    of = "the federation's model" if shares else "zero-shot CLIP, as this method shares nothing"
     return Chart("confusion", f"Confusion on pooled images, {of}", _svg(figure, "confusion"), f"{said}.", classes > 16)
 
 
@@ -330,11 +349,12 @@ def _accuracies(axes, at, lines: Sequence[dict[str, Any]], zero: dict[str, Any],
     if shares:
         pooled = 100 * np.array([line["global"]["accuracy"] for line in lines])
         axes.plot(at, pooled, "o-", color=ORANGE, markersize=3, linewidth=1.8)
-        ends.append((pooled[-1], "shared, pooled", ORANGE))
+        ends.append((pooled[-1], "federation, pooled", ORANGE))
     start = 100 * zero["on_clients"]["mean"]
     axes.axhline(start, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
     ends.append((start, "zero-shot", MUTED))
     axes.set(ylabel="accuracy, %", ylim=(0, 100))
+    axes.margins(x=0.02)
     _label_ends(axes, at[-1], ends)
 
 
@@ -349,7 +369,7 @@ def _label_ends(axes, right: float, ends: list[tuple[float, str, str]]) -> None:
         places = [place - over for place in places]
     for place, (_, text, color) in zip(places, ends, strict=True):
         axes.annotate(
-            text, (right, place), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8, color=color,
+            text, (right, place), xytext=(10, 0), textcoords="offset points", va="center", fontsize=8, color=color,
             annotation_clip=False,
         )  # fmt: skip
 
@@ -366,7 +386,8 @@ def _svg(figure, name: str) -> str:
     import matplotlib
 
     out = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": name}):
+    with matplotlib.rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the reader's fonts draw the texts
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()
     text = text[text.index("<svg") :]

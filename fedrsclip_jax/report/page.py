@@ -22,7 +22,11 @@ from fedrsclip_jax.report.charts import Chart
 from fedrsclip_jax.report.sweep import pictures, table
 
 FILE = "report.html"
-_NEEDED = ("method", "personalised", "global", "global_on_clients", "zero_shot", "seconds")
+_NEEDED = (
+    *("method", "dataset", "backbone", "split", "seed", "num_classes", "num_clients", "rounds", "seconds"),
+    *("personalised", "global", "global_on_clients", "personal_on_pooled", "zero_shot"),
+    *("uplink_params_per_client_round", "bytes_sent", "partition_sha256"),
+)
 _STYLE = """
 :root { color-scheme: light dark; --page: #ffffff; --card: #f6f7f9; --ink: #16191d; --muted: #5c6570; --grid: #dde1e6;
   --blue: #0072b2; --orange: #c04f00; --green: #00805f; --purple: #8e3a83; --gold: #8a6500; --sky: #2f87ba; }
@@ -56,8 +60,11 @@ summary { cursor: pointer; margin: 1rem 0; } a { color: var(--blue); }
 """
 
 
-def write_report(folder: Path) -> Path:
-    """Writes `report.html` of a finished run or sweep from the other files of its folder; returns its path.
+def write_report(folder: Path, path: Path | None = None) -> Path:
+    """Writes the page of a finished run or sweep from the other files of its folder; returns its path.
+
+    Args:
+      path: where to; None is `report.html` in the folder.
 
     Raises:
       InputError: the folder holds neither.
@@ -66,7 +73,7 @@ def write_report(folder: Path) -> Path:
         title, body = _sweep(folder)
     else:
         title, body = _run(folder)
-    path = folder / FILE
+    path = path or folder / FILE
     write_text(path, _page(title, body))
     return path
 
@@ -77,6 +84,10 @@ def write_joint_report(folders: Sequence[Path], path: Path) -> None:
     Raises:
       InputError: one of the folders holds no finished run.
     """
+    if twice := [folder for n, folder in enumerate(folders) if folder.resolve() in {f.resolve() for f in folders[:n]}]:
+        raise InputError(f"--workdir: {twice[0]} is given twice; name each run once")
+    if sweeps := [folder for folder in folders if (folder / "sweep.json").is_file()]:
+        raise InputError(f"--workdir: {sweeps[0]} is a sweep, whose page stands alone; give runs, such as its runs/*")
     summaries = [_summary(folder) for folder in folders]
     every = [_lines(folder) for folder in folders]
     names = _names(folders, summaries)
@@ -87,7 +98,7 @@ def write_joint_report(folders: Sequence[Path], path: Path) -> None:
         shares = summary["uplink_params_per_client_round"] > 0
         rows.append(
             (
-                name,
+                html.escape(name),
                 _percent(zero["on_clients"]["mean"]),
                 _percent(own["mean"]),
                 _percent(own["worst_decile"]),
@@ -95,7 +106,7 @@ def write_joint_report(folders: Sequence[Path], path: Path) -> None:
                 f"{summary['bytes_sent']:,}",
             )
         )
-    head = ("", "zero-shot, own images", "personal, own images", "worst tenth", "shared, pooled images", "bytes sent")
+    head = ("", "zero-shot, own images", "personal, own images", "worst tenth", "federation, pooled", "bytes sent")
     lines = dict(zip(names, every, strict=True))
     shown = [
         charts.side_by_side(lines, ("personalised", "mean"), "Personal models on their clients' images", "own"),
@@ -108,7 +119,7 @@ def write_joint_report(folders: Sequence[Path], path: Path) -> None:
     }
     if sharing:
         part = ("global", "accuracy")
-        shown.append(charts.side_by_side(sharing, part, "Shared prompt alone, pooled images", "pooled"))
+        shown.append(charts.side_by_side(sharing, part, "The federation's model, pooled images", "pooled"))
     others = {summary["partition_sha256"] for summary in summaries}
     warning = (
         ""
@@ -118,8 +129,8 @@ def write_joint_report(folders: Sequence[Path], path: Path) -> None:
     )
     body = [f"<h1>{title}</h1>", warning, "<h2>Accuracy in %</h2>", _table(head, rows), "<h2>In figures</h2>"]
     body.append(_figures(shown))
-    for name, folder in zip(names, folders, strict=True):
-        inner = _run(folder, prefix=f"r{names.index(name)}-")[1]
+    for number, (name, folder) in enumerate(zip(names, folders, strict=True)):
+        inner = _run(folder, prefix=f"r{number}-")[1]
         body.append(f"<details><summary>{html.escape(name)}</summary>{inner}</details>")
     write_text(path, _page(title, "".join(body)))
 
@@ -162,7 +173,7 @@ def _run(folder: Path, prefix: str = "") -> tuple[str, str]:
     drawn.append(charts.seconds(summary["seconds"]))
     body += ["<h2>In figures</h2>", _figures([chart for chart in drawn if chart], prefix)]
     if found is not None and len(found.wrong):
-        body += ["<h2>Mistakes</h2>", _mistakes(found, names)]
+        body += ["<h2>Mistakes</h2>", _mistakes(found, names, shares)]
     if domains := summary.get("client_domains"):
         rows = [(str(k), html.escape(domain)) for k, domain in enumerate(domains[:200])]
         body += ["<details><summary>Sources of the clients</summary>", _table(("client", "source"), rows), "</details>"]
@@ -186,12 +197,14 @@ def _sweep(folder: Path) -> tuple[str, str]:
                     _percent(run["summary"]["zero_shot"]["on_clients"]["mean"]),
                     _percent(run["summary"]["personalised"]["mean"]),
                     _percent(run["summary"]["personalised"]["worst_decile"]),
-                    _percent(run["summary"]["global"]["accuracy"]),
+                    _percent(run["summary"]["global"]["accuracy"])
+                    if run["summary"]["uplink_params_per_client_round"]
+                    else "-",
                 )
                 if run["summary"]
                 else ("diverged", "", "", "")
             ),
-            f'<a href="{html.escape(run["folder"])}/">folder</a>',
+            f'<a href="{html.escape(run["folder"])}/{FILE}">report</a>' if run["summary"] else "",
         )
         for row in result["rows"]
         for run in row["runs"]
@@ -205,19 +218,30 @@ def _sweep(folder: Path) -> tuple[str, str]:
         _table(headings, bold),
         '<h2>In figures</h2><div class="charts">',
     ]
+    finding = _extremes(result)
     for name, picture in pictures(result).items():
-        said = (
-            f"{name.replace('_', ' ')}: accuracy on the clients' own {result['split']} images; figures as in the table"
-        )
-        body.append(
-            f"<figure>{_picture(picture, 'png', said, 'picture')}<figcaption>{html.escape(said)}</figcaption></figure>"
-        )
+        said = f"{name.replace('_', ' ')}: accuracy on the clients' own {result['split']} images. {finding}"
+        drawing = _picture(picture, "png", said, "picture")
+        body.append(f"<figure>{drawing}<figcaption>{html.escape(said)}</figcaption></figure>")
     body.append("</div>")
-    head = ("row", "seed", "zero-shot, own", "personal, own", "worst tenth", "shared, pooled", "")
+    head = ("row", "seed", "zero-shot, own", "personal, own", "worst tenth", "federation, pooled", "")
     body += [f"<details><summary>{len(runs)} runs</summary>", _table(head, runs), "</details>"]
     config = html.escape((folder / "config.json").read_text(encoding="utf-8"))
     body.append(f"<details><summary>Configuration</summary><pre>{config}</pre></details>")
     return title, "".join(body)
+
+
+def _extremes(result: dict[str, Any]) -> str:
+    """The rows of a sweep with the highest and the lowest mean, in a sentence."""
+    means = {}
+    for row in result["rows"]:
+        own = [run["summary"]["personalised"]["mean"] for run in row["runs"] if run["summary"]]
+        if own:
+            means[row["label"]] = sum(own) / len(own)
+    if not means:
+        return "No run came to its end."
+    high, low = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
+    return f"Highest is {high} with {_percent(means[high])} %, lowest {low} with {_percent(means[low])} %."
 
 
 def _headline(summary: dict[str, Any], shares: bool) -> str:
@@ -227,7 +251,7 @@ def _headline(summary: dict[str, Any], shares: bool) -> str:
         ("Worst tenth of clients", own["worst_decile"], zero["on_clients"]["worst_decile"]),
     ]
     if shares:
-        cards.append(("Pooled images, shared prompt alone", summary["global"]["accuracy"], zero["accuracy"]))
+        cards.append(("Pooled images, the federation's model", summary["global"]["accuracy"], zero["accuracy"]))
     made = [
         f"<div><span>{title}</span><b>{100 * value:.1f} %</b>"
         f"<span>zero-shot {100 * before:.1f} %, {100 * (value - before):+.1f} points</span></div>"
@@ -268,8 +292,9 @@ def _two_by_two(summary: dict[str, Any], shares: bool) -> str:
     ]
     if shares:
         cells = map(_percent, (*_mean_and_worst(shared), summary["global"]["accuracy"]))
-        rows.insert(1, ("shared prompt alone", *cells))
-    note = f'<p class="quiet">Calibration error of the shared prompt on pooled images: {ece:.3f}.</p>' if shares else ""
+        rows.insert(1, ("federation's model", *cells))
+    said = f"Calibration error of the federation's model on pooled images: {ece:.3f}."
+    note = f'<p class="quiet">{said}</p>' if shares else ""
     return _table(("", "clients' own images", "worst tenth of clients", "pooled images"), rows) + note
 
 
@@ -277,15 +302,18 @@ def _mean_and_worst(scores: dict[str, Any]) -> tuple[float, float]:
     return scores["mean"], scores["worst_decile"]
 
 
-def _mistakes(found: Evidence, names: Sequence[str]) -> str:
+def _mistakes(found: Evidence, names: Sequence[str], shares: bool) -> str:
     items = []
     for at, pixels in zip(found.wrong, found.pictures, strict=True):
         out = io.BytesIO()
         Image.fromarray(pixels).save(out, format="JPEG", quality=85)
         truth, guess = (html.escape(names[int(of[at])]) for of in (found.truth, found.guess))
-        picture = _picture(out.getvalue(), "jpeg", f"{names[int(found.truth[at])]}, mistaken")
+        picture = _picture(
+            out.getvalue(), "jpeg", f"{names[int(found.truth[at])]}, taken for {names[int(found.guess[at])]}"
+        )
         items.append(f'<li>{picture}<br>{truth}<br><span class="quiet">taken for {guess}</span></li>')
-    note = "Wrong answers of the federation's model, the most confident of each pair of classes."
+    whose = "the federation's model" if shares else "zero-shot CLIP, as this method shares nothing"
+    note = f"Wrong answers of {whose}, the most confident of each pair of classes."
     return f'<p class="quiet">{note}</p><ul class="wrong">{"".join(items)}</ul>'
 
 

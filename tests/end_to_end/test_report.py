@@ -6,10 +6,12 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from fedrsclip_jax import cli
 from fedrsclip_jax.evidence import FILE, Evidence
+from fedrsclip_jax.report import charts
 from tests.end_to_end.conftest import photographs
 from tests.end_to_end.test_resume import SMALL
 
@@ -135,6 +137,7 @@ def test_a_browser_shows_it_without_complaint(run, width, tmp_path):
 def test_reports_of_several_and_of_older_runs(run, tmp_path, capsys):
     old = tmp_path / "old"
     shutil.copytree(run, old)
+    kept = (old / FILE).read_bytes()
     (old / FILE).unlink()
     lines = [json.loads(line) for line in (old / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
@@ -143,6 +146,10 @@ def test_reports_of_several_and_of_older_runs(run, tmp_path, capsys):
     assert cli.main(["report", f"--workdir={old}"]) == 0
     page = Page((old / "report.html").read_text())
     assert len(page.all("svg")) == 5, "what needs no evidence"
+
+    for damaged in (b"", kept[: len(kept) // 2], kept[:2000] + b"\xff" * 8 + kept[2008:]):
+        (old / FILE).write_bytes(damaged)
+        assert cli.main(["report", f"--workdir={old}"]) == 0
 
     both = tmp_path / "both.html"
     other = run / "compared" / "promptfl-seed0"
@@ -153,12 +160,66 @@ def test_reports_of_several_and_of_older_runs(run, tmp_path, capsys):
     assert "not on equal partitions" not in said
 
 
+def virtual(clients: int) -> dict:
+    """As much of a summary as a chart by client needs."""
+    accuracy = np.random.default_rng(0).uniform(size=clients).tolist()
+    scores = {"per_client": accuracy}
+    own = {"personalised": scores, "global_on_clients": scores, "zero_shot": {"on_clients": scores}}
+    return own | {"uplink_params_per_client_round": 4}
+
+
+def test_names_of_any_script_are_drawn_without_a_word():
+    lines = [{"round": 1, "personalised": {"mean": 0.5}}]
+    part = ("personalised", "mean")
+    assert "机场" in charts.side_by_side({"机场": lines}, part, "title", "name").svg
+
+
+def test_many_classes_and_clients_are_cut_down_and_said():
+    classes, clients, images = 200, 40, 1000
+    random = np.random.default_rng(0)
+    texts = random.normal(size=(2, classes, 8)).astype(np.float32)
+    found = Evidence(
+        truth=random.integers(classes, size=images),
+        guess=random.integers(classes, size=images),
+        owners=np.arange(clients),
+        train=random.integers(9, size=(clients, classes)),
+        test=random.integers(3, size=(clients, classes)),
+        zero_shot=texts[0],
+        shared=texts[0],
+        movers=np.array([3]),
+        private=texts[1:],
+        wrong=np.zeros(0, int),
+        pictures=np.zeros((0, 8, 8, 3), np.uint8),
+    )
+    names = [f"class {c}" for c in range(classes)]
+    drawn = [charts.confusion(found, names, True), charts.owners(found, names, 10**6, str)]
+    drawn.append(charts.by_client(virtual(10_000), str))
+    assert sum(len(chart.svg) for chart in drawn) < 3e6, "a page is to stay below 5 MB"
+    assert "50 most confused of 200 classes" in drawn[0].said
+    assert "40 of the clients that are scored, of 1,000,000 in all" in drawn[1].said
+    assert charts.texts(found, names) is not None
+
+
+def test_nobody_with_a_test_image_is_a_chart_too():
+    scores = {"per_client": [None, None]}
+    summary = {
+        "personalised": scores,
+        "global_on_clients": scores,
+        "zero_shot": {"on_clients": scores},
+        "uplink_params_per_client_round": 4,
+    }
+    assert charts.by_client(summary, str).said == "0 of 0 clients gained over zero-shot, 0 lost."
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
         (("--workdir=nowhere",), "nowhere holds no finished run or sweep"),
-        (("--workdir=a", "--workdir=b"), "a holds no finished run or sweep"),
-        (("--workdir=a", "--workdir=b", "--output=."), "--output: . is a folder"),
+        (("--workdir=a", "--workdir=b", "--output=x.html"), "a holds no finished run or sweep"),
+        (("--workdir=a", "--workdir=b"), "--output"),
+        (("--workdir=a", "--workdir=a", "--output=x.html"), "given twice"),
+        (("--workdir=a", "--workdir=b", "--output=."), "--output: . is there already"),
+        (("--workdir=a", "--output=there/is/none.html"), "no folder"),
         (("--workdir=a", "--config.rounds=3"), "--config.rounds"),
         ((), "--workdir"),
     ],
