@@ -17,7 +17,7 @@ from fedrsclip_jax.config import Config, digest, to_dict
 from fedrsclip_jax.federated.mesh import make_mesh
 from fedrsclip_jax.files import write_json
 from fedrsclip_jax.interrupt import Interrupt
-from fedrsclip_jax.methods import TITLES, find_method
+from fedrsclip_jax.methods import TITLES
 from fedrsclip_jax.progress import Progress
 from fedrsclip_jax.report.page import write_report
 from fedrsclip_jax.task import Task, encode_images, load_task
@@ -52,7 +52,7 @@ def plan(config: Config, folder: Path) -> Plan:
     # The configured method last, as the table shows it.
     names = [*dict.fromkeys((*config.baselines, config.method.name))]
     for name in names:
-        find_method(name, "method.name" if name == config.method.name else "baselines")
+        experiment.check_method(config, name, "method.name" if name == config.method.name else "baselines")
     seeds = range(config.seed, config.seed + config.seeds)
     with distributed.together():
         workdir.check(folder)

@@ -23,6 +23,7 @@ from fedrsclip_jax.evaluate import score_zero_shot
 from fedrsclip_jax.export.chosen import choose_module, logits_of
 from fedrsclip_jax.federated.engine import Diverged, Done
 from fedrsclip_jax.finished import Restored
+from fedrsclip_jax.generalisation import score_beyond
 from fedrsclip_jax.methods import find_method
 from fedrsclip_jax.predict.classify import Classify, Guess
 from fedrsclip_jax.progress import Progress
@@ -158,7 +159,10 @@ class Federation:
           InputError: a key that is wrong or does not fit, or an image that cannot be read.
         """
         config = load_config(**keys)
-        partition = dataclasses.replace(config.partition, clients=clients.num_clients)
+        if config.eval.base_to_new:
+            raise InputError("eval.base_to_new = True is for `fedrsclip train` and `sweep`; leave it out here")
+        held_out = 0 if clients.unseen is None else clients.unseen.num_clients
+        partition = dataclasses.replace(config.partition, clients=clients.num_clients, held_out=held_out)
         self.config = dataclasses.replace(
             config, method=method.settings, backbone=backbone.name, dtype=backbone.dtype, partition=partition
         )
@@ -224,11 +228,12 @@ class Federation:
 
         Returns:
           `zero_shot` and `global` with `accuracy`, `macro_f1`, `ece`, `per_class`; `personalised` with `mean`, `std`,
-          `worst_decile`, `per_client`; and others: see `evaluate.score_federation`.
+          `worst_decile`, `per_client`; and others: see `evaluate.score_federation` and `generalisation.score_beyond`.
         """
         own = self._engine
         zero_shot = score_zero_shot(self._features.plain, own.labels, self.clients, own.scored, own.backbone)
-        return {"zero_shot": zero_shot, **own.score(complete=complete)}
+        scores = {"zero_shot": zero_shot, **own.score(complete=complete)}
+        return scores | score_beyond(own, self._task, self._features, scores)
 
     def predict(self, pictures: Sequence[Picture], client: int | None = None) -> list[Guess]:
         """Class and probabilities of pictures: paths, or RGB arrays of any size.
