@@ -10,6 +10,7 @@ from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.methods import METHODS, find_method
 from fedrsclip_jax.methods.base import Batch, Private, Shared, Weights
 from tests import toy
+from tests.conftest import REPOSITORY
 
 WEIGHTS = Weights(jnp.float32(0.3), jnp.float32(0.5))
 
@@ -237,3 +238,8 @@ def test_methods_are_small_files():
 def test_unknown_method_names_the_nearest():
     with pytest.raises(InputError, match=r"method\.name: unknown method 'fedrsclp'; did you mean 'fedrsclip'\?"):
         find_method("fedrsclp")
+
+
+def test_the_readme_shows_promptfl_as_it_is():
+    text = (REPOSITORY / "fedrsclip_jax" / "methods" / "promptfl.py").read_text()
+    assert f"```python\n{text}```" in (REPOSITORY / "README.md").read_text()

@@ -17,10 +17,11 @@ from fedrsclip_jax.evidence import Evidence
 T = TypeVar("T")
 
 # Colour-blind safe (Okabe and Ito 2008), and three of the page; the page gives each in light and dark.
-INK, MUTED, GRID = "#010101", "#020202", "#030303"
+INK, MUTED, GRID, PAGE = "#010101", "#020202", "#030303", "#040404"
 BLUE, ORANGE, GREEN, PURPLE, GOLD, SKY = "#0072b2", "#d55e00", "#009e73", "#aa4499", "#b8860b", "#56b4e9"
 VARIABLES = {
-    INK: "ink", MUTED: "muted", GRID: "grid", BLUE: "blue", ORANGE: "orange", GREEN: "green", PURPLE: "purple",
+    INK: "ink", MUTED: "muted", GRID: "grid", PAGE: "page",
+    BLUE: "blue", ORANGE: "orange", GREEN: "green", PURPLE: "purple",
     GOLD: "gold", SKY: "sky",
 }  # fmt: skip
 SERIES = (BLUE, ORANGE, GREEN, PURPLE, GOLD, SKY)
@@ -51,7 +52,7 @@ _STYLE: Any = {
 }
 _WIDTH, _HEIGHT = 5.2, 3.0  # inches: on a phone, too, texts keep about their size
 _BARS = 60  # clients that have a bar each
-_NAMED = 12  # classes whose text features have their names
+_NAMED = 9  # classes whose text features have their names
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def losses(lines: Sequence[dict[str, Any]]) -> Chart | None:
         points = [(line["round"], line[name]) for line in lines if line.get(name) is not None]
         one.plot(*zip(*points, strict=True), "o-", color=color, markersize=3, linewidth=1.6)
         one.set(title=titles[name], xlabel="round")
-        one.set_ylim(bottom=0)
+        one.set_ylim(0, 1.08 * max(value for _, value in points) or 1)
         one.xaxis.get_major_locator().set_params(integer=True, nbins=4)
         said.append(f"{titles[name]} from {points[0][1]:.3f} to {points[-1][1]:.3f}")
     return Chart("losses", "Parts of the loss by round", _svg(figure, "losses"), f"In training: {'; '.join(said)}.")
@@ -184,24 +185,24 @@ def by_client(summary: dict[str, Any], name: Any) -> Chart:
 
 @_styled
 def owners(found: Evidence, class_names: Sequence[str], clients: int, name: Any) -> Chart:
-    """Who owns what: filled bubbles are training images, rings test images."""
+    """Who owns what: training images, and to the right of them test images."""
     many, classes = found.train.shape
     figure, axes = _canvas(width=max(_WIDTH, 1.8 + 0.26 * many), height=1.1 + 0.2 * classes)
     largest = max(int(found.train.max()), 1)
-    for counts, style in ((found.train, {"color": BLUE, "alpha": 0.75, "linewidth": 0}), (found.test, None)):
+    for counts, color, aside in ((found.train, BLUE, -0.14), (found.test, ORANGE, 0.26)):
         k, c = np.nonzero(counts)
-        areas = 170 * counts[k, c] / largest
-        axes.scatter(k, c, areas, **(style or {"facecolor": "none", "edgecolor": ORANGE, "linewidth": 1.2}))
+        axes.scatter(k + aside, c, 150 * counts[k, c] / largest, color=color, alpha=0.8, linewidth=0)
     axes.set_yticks(range(classes), class_names, fontsize=8)
     axes.set_xticks(range(many), [str(owner) for owner in found.owners], fontsize=8)
     axes.set(xlim=(-0.7, many - 0.3), ylim=(classes - 0.4, -0.6), xlabel="client")
     sizes, kinds = found.train.sum(axis=1), np.count_nonzero(found.train, axis=1)
     small, large = int(np.argmin(sizes)), int(np.argmax(sizes))
+    few, most = name(int(found.owners[small])), name(int(found.owners[large]))
     of = f"The first {many} of {clients:,} clients. " if many < clients else ""
     said = (
-        f"{of}Filled: training images, the largest bubble {largest}; rings: test images. Client "
-        f"{name(found.owners[small])} has the fewest images ({sizes[small]}), {name(found.owners[large])} the most "
-        f"({sizes[large]}); half of the clients own {int(np.median(kinds))} classes or fewer."
+        f"{of}Blue: training images, the largest bubble {largest}; orange: test images. Client {few} has the fewest "
+        f"images ({sizes[small]}), {most} the most ({sizes[large]}); half of the clients own "
+        f"{int(np.median(kinds))} classes or fewer."
     )
     return Chart("owners", "Who owns what", _svg(figure, "owners"), said, wide=many > 16)
 
@@ -225,7 +226,8 @@ def confusion(found: Evidence, class_names: Sequence[str], shares: bool) -> Char
     axes.add_collection(PatchCollection(squares, facecolors=colors, edgecolors="none"))
     if classes <= 20:
         for r, c in cells:
-            axes.text(c, r, f"{100 * rows[r, c]:.0f}", ha="center", va="center", fontsize=6, color=INK)
+            color = PAGE if rows[r, c] > 0.55 else INK
+            axes.text(c, r, f"{100 * rows[r, c]:.0f}", ha="center", va="center", fontsize=6, color=color)
     axes.set_yticks(range(classes), class_names, fontsize=7)
     axes.set_xticks(range(classes), class_names, fontsize=7, rotation=90)
     axes.set(xlim=(-0.5, classes - 0.5), ylim=(classes - 0.5, -0.5), xlabel="guess", ylabel="truth")
@@ -267,6 +269,7 @@ def texts(found: Evidence, class_names: Sequence[str]) -> Chart | None:
     axes.set_xticks([])
     axes.set_yticks([])
     axes.margins(0.12)
+    axes.spines[["bottom", "left"]].set_visible(False)
     figure.legend(loc="outside upper left", ncols=6, fontsize=8, handlelength=1, columnspacing=1)
     client, c = divmod(int(np.argmin(cosines)), len(class_names))
     share = float((spread[:2] ** 2).sum() / (spread**2).sum())

@@ -100,8 +100,15 @@ def write_joint_report(folders: Sequence[Path], path: Path) -> None:
     shown = [
         charts.side_by_side(lines, ("personalised", "mean"), "Personal models on their clients' images", "own"),
         charts.side_by_side(lines, ("personalised", "worst_decile"), "The worst tenth of clients", "worst"),
-        charts.side_by_side(lines, ("global", "accuracy"), "Shared prompt alone, pooled images", "pooled"),
     ]
+    sharing = {
+        name: lines[name]
+        for name, summary in zip(names, summaries, strict=True)
+        if summary["uplink_params_per_client_round"]
+    }
+    if sharing:
+        part = ("global", "accuracy")
+        shown.append(charts.side_by_side(sharing, part, "Shared prompt alone, pooled images", "pooled"))
     others = {summary["partition_sha256"] for summary in summaries}
     warning = (
         ""
@@ -109,7 +116,8 @@ def write_joint_report(folders: Sequence[Path], path: Path) -> None:
         else "<p>These runs are <b>not on equal partitions</b>: between partitions accuracies differ by more than "
         "between methods, so that differences here say little.</p>"
     )
-    body = [f"<h1>{title}</h1>", warning, "<h2>Accuracy in %</h2>", _table(head, rows), _figures(shown)]
+    body = [f"<h1>{title}</h1>", warning, "<h2>Accuracy in %</h2>", _table(head, rows), "<h2>In figures</h2>"]
+    body.append(_figures(shown))
     for name, folder in zip(names, folders, strict=True):
         inner = _run(folder, prefix=f"r{names.index(name)}-")[1]
         body.append(f"<details><summary>{html.escape(name)}</summary>{inner}</details>")
@@ -195,7 +203,7 @@ def _sweep(folder: Path) -> tuple[str, str]:
         "images, mean ± standard deviation over seeds. Differences and p (t test, uncorrected) are paired by seed, "
         "among rows on equal partitions.</p>",
         _table(headings, bold),
-        "<h2>In figures</h2>",
+        '<h2>In figures</h2><div class="charts">',
     ]
     for name, picture in pictures(result).items():
         said = (
@@ -204,6 +212,7 @@ def _sweep(folder: Path) -> tuple[str, str]:
         body.append(
             f"<figure>{_picture(picture, 'png', said, 'picture')}<figcaption>{html.escape(said)}</figcaption></figure>"
         )
+    body.append("</div>")
     head = ("row", "seed", "zero-shot, own", "personal, own", "worst tenth", "shared, pooled", "")
     body += [f"<details><summary>{len(runs)} runs</summary>", _table(head, runs), "</details>"]
     config = html.escape((folder / "config.json").read_text(encoding="utf-8"))

@@ -248,4 +248,4 @@ def _p(apart: list[float]) -> str:
     from scipy.stats import ttest_1samp
 
     found: Any = ttest_1samp(apart, 0.0)
-    return f"{found.pvalue:.3f}"
+    return "< 0.001" if found.pvalue < 0.001 else f"{found.pvalue:.3f}"
