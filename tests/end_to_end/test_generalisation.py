@@ -87,6 +87,8 @@ def check_new_classes(clip: Path, folder: Path, summary: dict) -> None:
     assert (scores["base_classes"], scores["new_classes"]) == (names[:BASE], names[BASE:])
     assert (summary["class_names"], summary["num_classes"]) == (names[:BASE], BASE)
 
+    moved = open_run(folder, [("data.source", "folder:nowhere")], images=False)
+    assert list(moved.task.source.class_names) == names[:BASE], "told by what the run has kept"
     run = open_run(folder, [])
     restored = restore(run)
     theirs = np.flatnonzero(full.labels >= BASE)
