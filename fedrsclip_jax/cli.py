@@ -463,7 +463,7 @@ def _data(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     from fedrsclip_jax.files import write_bytes
     from fedrsclip_jax.report import dataset
 
-    source = task.load_source(config.data)
+    source = task.seen(config, task.load_source(config.data))
     clients = task.divide_images(config, source)
     found = dataset.describe(config, source, clients, task.client_domains(config, source, clients))
     dataset.show(found, Console())

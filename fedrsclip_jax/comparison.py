@@ -17,10 +17,17 @@ from fedrsclip_jax.config import Config, digest, to_dict
 from fedrsclip_jax.federated.mesh import make_mesh
 from fedrsclip_jax.files import write_json
 from fedrsclip_jax.interrupt import Interrupt
-from fedrsclip_jax.methods import TITLES, find_method
+from fedrsclip_jax.methods import TITLES
 from fedrsclip_jax.progress import Progress
 from fedrsclip_jax.report.page import write_report
 from fedrsclip_jax.task import Task, encode_images, load_task
+
+# What a summary may hold beyond the federation's own clients and classes, and how it is told.
+BEYOND = {"unseen": ("mean", "worst_decile"), "base_to_new": ("base", "new", "harmonic_mean")}
+BEYOND_TITLES = {
+    "unseen": "clients that never trained, the shared prompt alone: mean, worst tenth",
+    "base_to_new": "the shared prompt alone: base classes, new classes, harmonic mean",
+}
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,7 @@ def plan(config: Config, folder: Path) -> Plan:
     # The configured method last, as the table shows it.
     names = [*dict.fromkeys((*config.baselines, config.method.name))]
     for name in names:
-        find_method(name, "method.name" if name == config.method.name else "baselines")
+        experiment.check_method(config, name, "method.name" if name == config.method.name else "baselines")
     seeds = range(config.seed, config.seed + config.seeds)
     with distributed.together():
         workdir.check(folder)
@@ -170,7 +177,25 @@ def tabulate(summaries: dict[str, list[dict[str, Any]]], method: str) -> dict[st
         "split": first["split"],
         "rows": rows,
         "paired_on_clients": paired,
+        **_beyond(summaries, method),
     }
+
+
+def _beyond(summaries: dict[str, list[dict[str, Any]]], method: str) -> dict[str, Any]:
+    """Rows for clients that never trained and classes that were never seen, by the part of the summary they are in."""
+    found = {}
+    for part, figures in BEYOND.items():
+        if part not in summaries[method][0]:
+            continue
+        scores = {"zero_shot": [run[part]["zero_shot"] for run in summaries[method]]}
+        for name, runs in summaries.items():
+            if runs[0]["uplink_params_per_client_round"]:
+                scores[name] = [run[part]["global"] if part == "unseen" else run[part] for run in runs]
+        found[part] = {
+            name: {figure: _spread([run[figure] for run in runs]) for figure in figures}
+            for name, runs in scores.items()
+        }
+    return found
 
 
 def show(result: dict[str, Any], console: Console) -> None:
@@ -198,6 +223,12 @@ def show(result: dict[str, Any], console: Console) -> None:
         left, _, right = difference.partition(" - ")
         names = f"{TITLES.get(left, left)} over {TITLES.get(right, right)}"
         console.print(f"  {names:<28} {_percent(spread, sign=True)}", highlight=False)
+    for part, said in BEYOND_TITLES.items():
+        if part in result:
+            console.print(f"{said}:", highlight=False)
+        for name, figures in result.get(part, {}).items():
+            cells = "   ".join(f"{_percent(spread):>11}" for spread in figures.values())
+            console.print(f"  {TITLES.get(name, name):<14} {cells}", highlight=False)
 
 
 def _spread(values: list[float]) -> dict[str, Any]:

@@ -92,6 +92,9 @@ class PartitionConfig:
     classes_per_client: int = key(2, "classes that a client has, of `classes`", low=1)
     min_examples: int = key(8, "training images every client has at least; not of `virtual`", low=1)
     examples_per_client: int = key(32, "training images of every client of `virtual`", low=1)
+    held_out: int = key(
+        0, "further clients that never train, on whose images the shared prompt alone is scored at the end", low=0
+    )
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,9 @@ class EvalConfig:
         "test",
         "images that are scored: `test`, or `validation`, a part of the training images, to choose settings on",
         among=("test", "validation"),
+    )
+    base_to_new: bool = key(
+        False, "train on the first half of the classes, and at the end score prompts with the names of the others, too"
     )
 
 

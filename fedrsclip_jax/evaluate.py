@@ -187,6 +187,35 @@ def score_zero_shot(
     }
 
 
+def score_by_client(answers: Answers, labels: Int[np.ndarray, " images"], clients: Clients) -> dict[str, Any]:
+    """One model's accuracies on the test images of each client, given its answers on the pooled ones."""
+    ids = np.arange(clients.num_clients)
+    return score_clients(_right_by_client(answers, labels, clients, ids), clients.counts(ids, "test"))
+
+
+def score_personal(
+    graph: Any,
+    mesh: Mesh,
+    shared: PyTree,
+    population: Population,
+    ids: Int[np.ndarray, " scored"],
+    images: Int[np.ndarray, " images"],
+    data: Dataset,
+    backbone: Backbone,
+    *,
+    lanes: int = 1,
+) -> Float[np.ndarray, " scored"]:
+    """Accuracy of each client's model on all of some images; arguments as of `score_federation`."""
+    lanes = min(lanes, -(-len(ids) // mesh.size))
+    pooled, right = replicate(mesh, images.astype(np.int32)), []
+    for block in _in_blocks(ids, _CLIENTS, mesh.size * lanes):
+        nothing = np.zeros((len(block), 1), np.int32)
+        members = Members(block.astype(np.int32), nothing, nothing[:, 0])
+        private, members = spread(mesh, (population.gather(block), members))
+        right.append(np.asarray(_right_on_pooled(graph, mesh, lanes, shared, private, members, pooled, data, backbone)))
+    return np.concatenate(right)[: len(ids)] / len(images)
+
+
 def _answers(logits: Callable[[np.ndarray], Any], pooled: Int[np.ndarray, " images"]) -> Answers:
     """The answers of one model on images, of which only a block has logits at a time."""
     blocks = [Answers.of(np.asarray(logits(rows))) for rows in _in_blocks(pooled, _IMAGES, filler=int(pooled[0]))]

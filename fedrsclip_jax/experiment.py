@@ -24,12 +24,13 @@ from fedrsclip_jax.federated.aggregate import check as check_aggregator
 from fedrsclip_jax.federated.engine import Diverged, Done
 from fedrsclip_jax.federation import Federation
 from fedrsclip_jax.files import make_folder, read_json, write_json, write_text
+from fedrsclip_jax.generalisation import score_beyond
 from fedrsclip_jax.interrupt import Interrupt
 from fedrsclip_jax.ledger import Ledger
 from fedrsclip_jax.methods import find_method
 from fedrsclip_jax.progress import Progress
 from fedrsclip_jax.prompts import KEPT, Prompts, imported, keep
-from fedrsclip_jax.task import Task, client_domains, divide
+from fedrsclip_jax.task import Task, client_domains, divide, split
 
 
 def run(
@@ -137,7 +138,7 @@ class Run:
             self._prompts = imported(config, task.clip_config)
             self.identity = {
                 "backbone": task.digest,
-                "data": fingerprint(task.source),
+                "data": fingerprint(task.images),
                 "partition": clients.digest(),
                 "initial_prompts": self._prompts.digest,
             }
@@ -196,6 +197,8 @@ class Run:
         config, federation, ledger = self.config, self.federation, self.ledger
         if not self._scores:  # the run was left between its last round and its summary, or was to go further once
             self._evaluate(complete=True)
+        with compilation.measure(ledger.seconds, "evaluate"):
+            beyond = score_beyond(federation, self.task, self.features, self._scores)
         with distributed.together():
             self._checkpoints.wait()
         summary = {
@@ -221,6 +224,7 @@ class Run:
             "local_steps": ledger.steps,
             "zero_shot": self._zero_shot,
             **self._scores,
+            **beyond,
             "seconds": {phase: round(spent, 3) for phase, spent in ledger.seconds.items()},
             "client_steps_per_second": ledger.steps / max(ledger.seconds["train"], 1e-9),
             "wasted_lane_share": ledger.wasted / config.rounds,
@@ -284,6 +288,16 @@ class Run:
                 self._best.delete_but(ledger.best)
 
 
+def check_method(config: Config, name: str, key: str = "method.name") -> None:
+    """Refuses a method that is not known, or cannot be scored as the configuration asks; `key` names it."""
+    method = find_method(name, key)
+    if config.eval.base_to_new and getattr(method, "per_class", False):
+        raise InputError(
+            f"eval.base_to_new = True with {key}: {name} has variables of each class and cannot name others; leave out "
+            "either"
+        )
+
+
 def check_settings(config: Config, task: Task) -> dict[str, str]:
     """Refuses what does not fit before the images are encoded, which can take long.
 
@@ -291,10 +305,11 @@ def check_settings(config: Config, task: Task) -> dict[str, str]:
       What is known by then of the run's identity: digests of backbone, data and initial prompts.
 
     Raises:
-      InputError: an unknown method, more clients a round than there are, an aggregator that cannot do its work on so
-        few, images that cannot be divided so, prompts that do not fit the backbone.
+      InputError: an unknown method, or one that cannot name the classes to score, more clients a round than there
+        are, an aggregator that cannot do its work on so few, images that cannot be divided so, prompts that do not fit
+        the backbone.
     """
-    find_method(config.method.name)
+    check_method(config, config.method.name)
     if config.cohort > config.partition.clients:
         raise InputError(
             f"cohort = {config.cohort} of partition.clients = {config.partition.clients}; use at most that, or 0 for "
@@ -303,9 +318,12 @@ def check_settings(config: Config, task: Task) -> dict[str, str]:
     clients = divide(config, task)
     check_aggregator(ServerPlan.of(config), config.cohort or clients.num_clients)
     task.backbone(config.method)
+    if task.new is not None:
+        split(config, task.new)
+        task.of_new_classes().backbone(config.method)
     task.context_start(config.method)
     prompts = imported(config, task.clip_config)
-    return {"backbone": task.digest, "data": fingerprint(task.source), "initial_prompts": prompts.digest}
+    return {"backbone": task.digest, "data": fingerprint(task.images), "initial_prompts": prompts.digest}
 
 
 def check_earlier(

@@ -78,14 +78,14 @@ class Federation(Engine):
             complete=complete,
         )
 
-    def answers(self) -> Answers:
-        """What the federation's model says of the pooled test images."""
+    def answers(self, clients: Clients | None = None) -> Answers:
+        """What the federation's model says of the pooled test images, of its clients or of others."""
         return answer_pooled(
             self.plan.graph,
             self.plan.mesh,
             self.server.shared,
             self.population,
-            self.clients,
+            clients or self.clients,
             self.scored,
             self._plain,
             self.backbone,

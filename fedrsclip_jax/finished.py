@@ -157,6 +157,8 @@ class NoImages:
 
 def _source(config: Config, summary: dict[str, Any], needed: bool) -> ImageSource:
     kept = summary.get("class_names")
+    if kept is not None:  # those of the whole source
+        kept = [*kept, *summary.get("base_to_new", {}).get("new_classes", ())]
     try:
         source = load_source(config.data)
     except InputError:
@@ -164,7 +166,7 @@ def _source(config: Config, summary: dict[str, Any], needed: bool) -> ImageSourc
             raise
         return NoImages(kept)
     names = list(source.class_names)
-    if len(names) != summary["num_classes"] or (kept is not None and names != kept):
+    if len(names) != summary["num_classes"] if kept is None else names != kept:
         raise InputError(
             f"data.source: {config.data.source} has {len(names)} classes, {names[0]!r} to {names[-1]!r}, which are not "
             f"those of the run; give the images of the run by --config.data.source"

@@ -331,7 +331,7 @@ def _by_method(told: Forecast, name: str) -> tuple[str, ...]:
 
 
 def _memory(told: Forecast) -> list[tuple[str, str, str]]:
-    source, views = told.plan.task.source, told.plan.runs[0][0].data.views
+    source, views = told.plan.task.images, told.plan.runs[0][0].data.views
     device = max((trial.device for trial in told.trials.values()), key=lambda parts: sum(parts.values()))
     cached = len(source) * told.plan.task.clip_config.embed * 4 * (views + 1 if views > 1 else 1)
     disk = 0

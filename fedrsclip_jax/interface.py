@@ -23,6 +23,7 @@ from fedrsclip_jax.evaluate import score_zero_shot
 from fedrsclip_jax.export.chosen import choose_module, logits_of
 from fedrsclip_jax.federated.engine import Diverged, Done
 from fedrsclip_jax.finished import Restored
+from fedrsclip_jax.generalisation import score_beyond
 from fedrsclip_jax.methods import find_method
 from fedrsclip_jax.predict.classify import Classify, Guess
 from fedrsclip_jax.progress import Progress
@@ -185,6 +186,8 @@ class Federation:
         quiet: bool,
     ) -> None:
         """Without clients these are made as the configuration says, of the images that can be read."""
+        if config.eval.base_to_new:
+            raise InputError("eval.base_to_new = True is for `fedrsclip train` and `sweep`; leave it out here")
         self._task, self._progress = backbone.task(images), Progress(quiet=quiet)
         config = dataclasses.replace(config, backbone=backbone.name, dtype=backbone.dtype, method=method.settings)
         self._features = encode_images(config, self._task, self._progress)
@@ -192,7 +195,8 @@ class Federation:
             clients = divide_images(config, images, self._features.readable)
         else:
             _check_owned(clients, self._features.readable)
-        partition = dataclasses.replace(config.partition, clients=clients.num_clients)
+        held_out = 0 if clients.unseen is None else clients.unseen.num_clients
+        partition = dataclasses.replace(config.partition, clients=clients.num_clients, held_out=held_out)
         self.config = dataclasses.replace(config, partition=partition)
         self.clients = clients
         prompts = imported(self.config, self._task.clip_config)
@@ -249,11 +253,12 @@ class Federation:
 
         Returns:
           `zero_shot` and `global` with `accuracy`, `macro_f1`, `ece`, `per_class`; `personalised` with `mean`, `std`,
-          `worst_decile`, `per_client`; and others: see `evaluate.score_federation`.
+          `worst_decile`, `per_client`; and others: see `evaluate.score_federation` and `generalisation.score_beyond`.
         """
         own = self._engine
         zero_shot = score_zero_shot(self._features.plain, own.labels, self.clients, own.scored, own.backbone)
-        return {"zero_shot": zero_shot, **own.score(complete=complete)}
+        scores = {"zero_shot": zero_shot, **own.score(complete=complete)}
+        return scores | score_beyond(own, self._task, self._features, scores)
 
     def predict(self, pictures: Sequence[Picture], client: int | None = None) -> list[Guess]:
         """Class and probabilities of pictures: paths, or RGB arrays of any size.

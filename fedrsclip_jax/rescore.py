@@ -10,6 +10,7 @@ from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.evaluate import score_zero_shot
 from fedrsclip_jax.federation import Federation
 from fedrsclip_jax.finished import open_run
+from fedrsclip_jax.generalisation import score_beyond
 from fedrsclip_jax.progress import Progress
 from fedrsclip_jax.task import divide, encode_images
 
@@ -39,11 +40,13 @@ def rescore(workdir: Path, overrides: Sequence[tuple[str, str]], progress: Progr
     with Checkpoints(workdir) as checkpoints, distributed.together():
         saved = checkpoints.restore()
     federation.restore(saved.server(federation.server), saved.population)
+    own = federation.score(complete=False)
     scores = {
         "seed": config.seed,
         "split": config.eval.split,
         "uplink_params_per_client_round": federation.traffic.params,
         "zero_shot": score_zero_shot(features.plain, task.labels, clients, federation.scored, federation.backbone),
-        **federation.score(complete=False),
+        **own,
+        **score_beyond(federation, task, features, own),
     }
     return comparison.tabulate({config.method.name: [scores]}, config.method.name)

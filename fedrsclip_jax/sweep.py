@@ -153,14 +153,14 @@ def _check_earlier(grid: Grid, task: Task, folder: Path, allowed: Sequence[str])
 
 
 def _identity(task: Task) -> dict[str, str]:
-    return {"backbone": task.digest, "data": fingerprint(task.source)}
+    return {"backbone": task.digest, "data": fingerprint(task.images)}
 
 
 def _check_same_images(grid: Grid) -> None:
     """All rows use the base's images and backbone: what is encoded once serves all of them."""
     for row in grid.rows:
         for key in row.values:
-            if key.startswith("data.") or key in ("backbone", "dtype"):
+            if key.startswith("data.") or key in ("backbone", "dtype", "eval.base_to_new"):
                 raise InputError(
                     f"config key {key!r} cannot be varied in a sweep, whose runs share images and features"
                 )

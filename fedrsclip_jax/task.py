@@ -3,6 +3,7 @@
 Images pass through the image tower here, once; nothing downstream opens one again.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from fedrsclip_jax.clip.model import CLIP, CLIPConfig
 from fedrsclip_jax.config import Config, DataConfig, MethodConfig
 from fedrsclip_jax.data import features, scenes, sources
 from fedrsclip_jax.data.clients import Clients, PartitionedClients
+from fedrsclip_jax.data.halves import ClassRange, base_and_new
 from fedrsclip_jax.data.joined import Joined, read_merge
 from fedrsclip_jax.data.partition import partition
 from fedrsclip_jax.data.split import stratified_split
@@ -38,9 +40,10 @@ class Task:
     """A data set and a frozen CLIP.
 
     Attributes:
-      source: the images, with names, domains and digests.
+      source: the images that the federation sees, with names, domains and digests.
       folder, clip, clip_config, words: the backbone and its tokenizer.
       digest: of the backbone's weights.
+      new: those of further classes, which it does not see, with `eval.base_to_new`.
     """
 
     source: sources.ImageSource
@@ -49,6 +52,17 @@ class Task:
     clip_config: CLIPConfig
     words: Any
     digest: str
+    new: ClassRange | None = None
+
+    @property
+    def images(self) -> sources.ImageSource:
+        """All images of the data set, of whatever class."""
+        return self.source if self.new is None else self.new.source
+
+    def of_new_classes(self) -> "Task":
+        """The same CLIP on the images of the classes that the federation does not see."""
+        assert self.new is not None
+        return dataclasses.replace(self, source=self.new, new=None)
 
     @property
     def labels(self) -> Int[np.ndarray, " images"]:
@@ -90,6 +104,11 @@ def load_source(data: DataConfig) -> sources.ImageSource:
     return opened[0] if len(opened) == 1 else Joined(opened, specs, read_merge(data.merge), data.classes)
 
 
+def seen(config: Config, source: sources.ImageSource) -> sources.ImageSource:
+    """The images of a source that the federation sees; `InputError` where its classes cannot be halved."""
+    return base_and_new(source)[0] if config.eval.base_to_new else source
+
+
 def _open_one(spec: str, data: DataConfig) -> sources.ImageSource:
     source = sources.open_source(
         spec,
@@ -122,8 +141,10 @@ class Pretrained:
     words: Any
     digest: str
 
-    def task(self, source: sources.ImageSource) -> Task:
-        return Task(source, self.folder, self.clip, self.clip_config, self.words, self.digest)
+    def task(self, source: sources.ImageSource, *, base_to_new: bool = False) -> Task:
+        """A task on all images, or on those of the base classes; `InputError` where these cannot be told apart."""
+        seen, new = base_and_new(source) if base_to_new else (source, None)
+        return Task(seen, self.folder, self.clip, self.clip_config, self.words, self.digest, new)
 
 
 def load_pretrained(name: str, dtype: str) -> Pretrained:
@@ -135,19 +156,21 @@ def load_pretrained(name: str, dtype: str) -> Pretrained:
 
 
 def load_task(config: Config, source: sources.ImageSource | None = None) -> Task:
-    """Opens the images, unless a source of them is given, and loads the backbone; no image is decoded yet.
+    """Opens the images, unless a source of all of them is given, and loads the backbone; no image is decoded yet.
 
     Raises:
       InputError: the backbone or the data cannot be used.
     """
     source = load_source(config.data) if source is None else source
-    return load_pretrained(config.backbone, config.dtype).task(source)
+    return load_pretrained(config.backbone, config.dtype).task(source, base_to_new=config.eval.base_to_new)
 
 
 def encode_images(
     config: Config, task: Task, progress: Progress, interrupt: Interrupt | None = None
 ) -> features.Features:
     """All images through the image tower, or from the cache.
+
+    Images of new classes are encoded, too, and stand in `Features.new`.
 
     Args:
       interrupt: asked after each batch whether to leave; of several processes, none of which could leave alone, it is
@@ -157,7 +180,7 @@ def encode_images(
       Stopped: as `interrupt` asked; what was encoded is in the cache.
       InputError: an image cannot be read (unless `data.skip_unreadable`), or the cache cannot be written.
     """
-    views, count = config.data.views, len(task.source)
+    views, count = config.data.views, len(task.images)
     total = count * (views + 1 if views > 1 else 1)
     with progress.track("encoding images", total, unit="images") as bar:
 
@@ -168,7 +191,7 @@ def encode_images(
 
         encode = partial(
             features.encode,
-            task.source,
+            task.images,
             _encoder(task),
             **_entries(config, task),
             batch_size=ENCODE_BATCH,
@@ -179,12 +202,15 @@ def encode_images(
     unreadable = int(np.sum(~encoded.readable))
     if unreadable:
         progress.say(f"{unreadable} of {count} images could not be read and are left out")
-    return encoded
+    if task.new is None:
+        return encoded
+    assert isinstance(task.source, ClassRange)
+    return dataclasses.replace(encoded.of(task.source.indices), new=encoded.of(task.new.indices))
 
 
 def images_to_encode(config: Config, task: Task) -> int:
     """How many images `encode_images` would not find in the cache, counted over all views."""
-    return features.missing(task.source, **_entries(config, task))
+    return features.missing(task.images, **_entries(config, task))
 
 
 def time_encoding(config: Config, task: Task, seconds: float) -> dict[str, float]:
@@ -195,7 +221,7 @@ def time_encoding(config: Config, task: Task, seconds: float) -> dict[str, float
     """
     sample = partial(
         features.trial,
-        task.source,
+        task.images,
         _encoder(task),
         views=config.data.views,
         seed=VIEW_SEED,
@@ -220,6 +246,10 @@ def divide_images(
 ) -> Clients:
     """The images split for training and scoring, and given to clients; a function of data and seed.
 
+    Clients that are held out get their images in the same draw as the others: they are the last of
+    `partition.clients + partition.held_out` owners, of `domain` so those of the last sensors. The pooled test images
+    are those of the clients that train.
+
     Without `readable` all images count, which is enough to find out whether settings and data fit.
 
     Raises:
@@ -230,15 +260,14 @@ def divide_images(
             f"eval.clients = {config.eval.clients} of partition.clients = {config.partition.clients}; use at most "
             "that, or 0 for everyone"
         )
-    labels, digests, names = source.labels, source.digests, source.class_names
-    eligible = np.ones(len(labels), bool) if readable is None else readable
-    fraction, settings = config.data.test_fraction, config.partition
-    train, test = stratified_split(labels, digests, fraction, config.seed, eligible, names)
-    if config.eval.split == "validation":
-        # Settings are chosen on a part of the training images; the test images are not looked at.
-        eligible = np.isin(np.arange(len(labels)), train)
-        train, test = stratified_split(labels, digests, fraction, config.seed, eligible, names)
+    labels, settings = source.labels, config.partition
+    train, test = split(config, source, readable)
     if settings.kind == "virtual":
+        if settings.held_out:
+            raise InputError(
+                f"partition.held_out = {settings.held_out}: clients of partition.kind = virtual share images, so that "
+                "none is unseen; use another kind, or 0"
+            )
         if not config.cohort:
             raise InputError(
                 f"cohort = 0 is everyone, all {settings.clients} clients of partition.kind = virtual; give the number "
@@ -253,20 +282,45 @@ def divide_images(
             examples_per_client=settings.examples_per_client,
             seed=config.seed,
         )
-    owners = partition(
-        settings.kind,
-        labels,
-        source.domains,
-        train,
-        test,
-        clients=settings.clients,
-        alpha=settings.alpha,
-        classes_per_client=settings.classes_per_client,
-        min_examples=settings.min_examples,
-        seed=config.seed,
-        domain_names=source.domain_names,
-    )
-    return PartitionedClients(owners)
+    try:
+        owners = partition(
+            settings.kind,
+            labels,
+            source.domains,
+            train,
+            test,
+            clients=settings.clients + settings.held_out,
+            alpha=settings.alpha,
+            classes_per_client=settings.classes_per_client,
+            min_examples=settings.min_examples,
+            seed=config.seed,
+            domain_names=source.domain_names,
+        )
+    except InputError as error:
+        if not settings.held_out:
+            raise
+        raise InputError(f"{error}; of these clients {settings.held_out} are partition.held_out") from error
+    clients = PartitionedClients.holding_out(owners, settings.held_out)
+    if clients.unseen is not None and not (len(clients.pooled) and len(clients.unseen.pooled)):
+        raise InputError(
+            f"partition.held_out = {settings.held_out} leaves the clients that train, or the others, without a single "
+            "test image; use another value, or another seed"
+        )
+    return clients
+
+
+def split(
+    config: Config, source: sources.ImageSource, readable: Bool[np.ndarray, " images"] | None = None
+) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " test"]]:
+    """Positions of the images to train on and to score, a function of data and seed; see `stratified_split`."""
+    labels, digests, names = source.labels, source.digests, source.class_names
+    eligible = np.ones(len(labels), bool) if readable is None else readable
+    train, test = stratified_split(labels, digests, config.data.test_fraction, config.seed, eligible, names)
+    if config.eval.split == "validation":
+        # Settings are chosen on a part of the training images; the test images are not looked at.
+        eligible = np.isin(np.arange(len(labels)), train)
+        train, test = stratified_split(labels, digests, config.data.test_fraction, config.seed, eligible, names)
+    return train, test
 
 
 def client_domains(config: Config, source: sources.ImageSource, clients: Clients) -> list[str] | None:

@@ -90,3 +90,28 @@ def test_a_saved_file_is_told_from_that_of_other_clients(clients, tmp_path, refu
     assert not other.saved_as(tmp_path / "partition.npz")
     with refused("nothing.npz", "no such file"):
         clients.saved_as(tmp_path / "nothing.npz")
+
+
+def test_clients_that_are_held_out_are_numbered_by_themselves(clients):
+    owners = clients.partition
+    some = PartitionedClients.holding_out(owners, 2)
+    assert (some.num_clients, some.pooled.tolist()) == (1, [3])
+    assert some.padded(np.array([0]), "train")[0].tolist() == [[4, 7]]
+    assert some.unseen.num_clients == 2
+    assert some.unseen.pooled.tolist() == [5, 6]
+    assert some.unseen.counts(np.arange(2), "train").tolist() == [0, 3]
+    assert some.unseen.padded(np.array([1]), "train")[0].tolist() == [[1, 2, 9]]
+    assert some.unseen.unseen is None
+
+
+def test_who_is_held_out_is_part_of_what_a_file_says(clients, tmp_path):
+    owners = clients.partition
+    everyone, some = (PartitionedClients.holding_out(owners, held_out) for held_out in (0, 1))
+    assert everyone.unseen is None
+    assert everyone.digest() == owners.digest(), "as before there were any"
+    alone = PartitionedClients(owners.between(0, 2))
+    assert len({everyone.digest(), some.digest(), alone.digest()}) == 3
+    some.save(tmp_path / "partition.npz")
+    assert some.saved_as(tmp_path / "partition.npz")
+    assert not everyone.saved_as(tmp_path / "partition.npz")
+    assert Partition.load(tmp_path / "partition.npz").train_order.tolist() == [4, 7]

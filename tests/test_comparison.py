@@ -65,3 +65,36 @@ def test_the_table_fits_a_terminal_of_80_columns(result):
 def test_one_seed_has_no_deviation():
     result = tabulate({"promptfl": [run(0, 0.4, 0.3, 0.2)]}, "promptfl")
     assert result["rows"]["promptfl"]["pooled"]["std"] is None
+
+
+def test_unseen_clients_and_new_classes_stand_below_the_table():
+    def beyond(seed: int, base: float, new: float, unseen: float, params: int = 512) -> dict:
+        def scores(mean):
+            return {"mean": mean, "worst_decile": mean / 2}
+
+        return run(seed, 0.5, 0.5, 0.2, params) | {
+            "unseen": {"global": scores(unseen) if params else None, "zero_shot": scores(0.2)},
+            "base_to_new": {
+                "base": base,
+                "new": new,
+                "harmonic_mean": 2 * base * new / (base + new),
+                "zero_shot": {"base": 0.5, "new": 0.5, "harmonic_mean": 0.5},
+            },
+        }
+
+    result = tabulate(
+        {
+            "local_coop": [beyond(seed, 0.5, 0.5, 0.0, params=0) for seed in (0, 1)],
+            "promptfl": [beyond(0, 0.6, 0.3, 0.3), beyond(1, 0.6, 0.3, 0.5)],
+        },
+        "promptfl",
+    )
+    assert list(result["unseen"]) == list(result["base_to_new"]) == ["zero_shot", "promptfl"]
+    assert result["unseen"]["promptfl"]["mean"]["values"] == [0.3, 0.5]
+    assert result["base_to_new"]["promptfl"]["harmonic_mean"]["mean"] == pytest.approx(0.4)
+    out = io.StringIO()
+    show(result, Console(file=out, width=80))
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines[-6:])) <= 80
+    assert lines[-4].split() == ["PromptFL", "40.0", "±", "14.1", "20.0", "±", "7.1"]
+    assert lines[-1].split() == ["PromptFL", "60.0", "±", "0.0", "30.0", "±", "0.0", "40.0", "±", "0.0"]

@@ -98,3 +98,21 @@ def test_refused(tmp_path, monkeypatch, capsys, arguments, words):
     assert line.count("\n") == 1
     assert all(word in line for word in words), line
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["iid", "dirichlet", "classes", "domain"])
+def test_clients_that_are_held_out_own_what_the_others_do_not(kind):
+    given = [("data.scenes.count", "320"), ("partition.kind", kind), ("partition.classes_per_client", "4")]
+    given += [("partition.clients", "5"), ("partition.held_out", "3"), ("partition.min_examples", "1")]
+    config = configuration.resolve(configuration.Config, {}, given)
+    source = load_source(config.data)
+    clients = divide_images(config, source)
+    assert (clients.num_clients, clients.unseen.num_clients) == (5, 3)
+    owned = [
+        table[np.arange(table.shape[1]) < counts[:, None]]
+        for of in (clients, clients.unseen)
+        for table, counts in (of.padded(np.arange(of.num_clients), split) for split in ("train", "test"))
+    ]
+    assert np.sort(np.concatenate(owned)).tolist() == list(range(320))
+    assert len(client_domains(config, source, clients) or range(5)) == 5
+    assert np.sort(clients.pooled).tolist() == np.sort(owned[1]).tolist()

@@ -181,5 +181,7 @@ def test_bad_input_is_one_line(refused, backbone, images, clients, federation, t
         federation.predict([images.image(0)], client=2)
     with refused("nowhere.png"):
         federation.predict([tmp_path / "nowhere.png"])
+    with refused("eval.base_to_new = True"):
+        frs.Federation(frs.make_method(), backbone, images, clients, eval__base_to_new=True)
     with refused("rounds = 0"):
         federation.run(0)

@@ -1,6 +1,8 @@
 """The table of a sweep: what is compared with what, and which row is called the best."""
 
-from fedrsclip_jax.report.sweep import table
+import csv
+
+from fedrsclip_jax.report.sweep import as_csv, table
 
 
 def run(seed: int, own: float, partition: str) -> dict:
@@ -71,3 +73,31 @@ def test_a_row_with_a_seed_missing_is_not_the_best_and_is_paired_by_what_it_has(
 def test_nothing_is_chosen_on_test_images():
     _, rows = table(result("test", ("one", 0.1, both("a", 0.6, 0.7)), ("two", 0.1, both("a", 0.8, 0.9))))
     assert "**" not in str(rows)
+
+
+def test_runs_with_unseen_clients_and_new_classes_have_columns_for_them():
+    def told(seed: int, shares: bool) -> dict:
+        made = run(seed, 0.6, "a")
+        none = {"base": None, "new": None, "harmonic_mean": None}
+        prompt = {"base": 0.6, "new": 0.3, "harmonic_mean": 0.4} if shares else none
+        made["summary"] |= {
+            "personalised": {"mean": 0.6, "std": 0.1, "worst_decile": 0.3},
+            "global": {"accuracy": 0.5, "macro_f1": 0.4, "ece": 0.1},
+            "bytes_sent": 1,
+            "best_round": None,
+            "state_sha256": "0",
+            "unseen": {"global": {"mean": 0.0} if shares else None, "zero_shot": {"mean": 0.2}},
+            "base_to_new": {**prompt, "personal": {"new": 0.35}, "zero_shot": {"new": 0.25}},
+        }
+        return made | {"folder": "runs/one", "diverged": ""}
+
+    runs = [told(0, True), told(1, False), lost(2) | {"folder": "runs/two", "diverged": "at round 1"}]
+    head, *lines = csv.reader(as_csv(result("test", ("one", 0.1, runs))).splitlines())
+    assert head[-9:-2] == [
+        "unseen_global", "unseen_zero_shot", "base", "new", "harmonic_mean", "new_personal", "new_zero_shot",
+    ]  # fmt: skip
+    assert [line[-9:-2] for line in lines] == [
+        ["0.0", "0.2", "0.6", "0.3", "0.4", "0.35", "0.25"],
+        ["", "0.2", "", "", "", "0.35", "0.25"],
+        [""] * 7,
+    ]

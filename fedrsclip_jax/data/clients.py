@@ -2,16 +2,18 @@
 
 import abc
 import dataclasses
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int, Int32, Int64
 
-from fedrsclip_jax.data.partition import Partition
+from fedrsclip_jax.data.partition import Partition, save_arrays
 
 SPLITS = ("train", "test")
 _SCORED = 0x5C0E  # keeps this use of a seed apart from every other
+_UNSEEN = "unseen_"  # in front of the names of the unseen clients' arrays
 
 
 class Clients(abc.ABC):
@@ -19,8 +21,12 @@ class Clients(abc.ABC):
 
     Attributes:
         num_clients: clients are numbered from 0 to num_clients - 1.
-        pooled: all test images, as positions in the source.
+        pooled: all test images of these clients, as positions in the source.
+        unseen: further clients, numbered from 0 by themselves, who never train and own none of these images; None
+            where there are none.
     """
+
+    unseen: "Clients | None" = None
 
     @property
     @abc.abstractmethod
@@ -144,6 +150,14 @@ class PartitionedClients(Clients):
     """
 
     partition: Partition
+    unseen: "PartitionedClients | None" = None
+
+    @classmethod
+    def holding_out(cls, owners: Partition, held_out: int) -> "PartitionedClients":
+        """All owners of a partition but the last `held_out`, which are `unseen`."""
+        last = owners.num_clients - held_out
+        unseen = cls(owners.between(last, owners.num_clients)) if held_out else None
+        return cls(owners.between(0, last) if held_out else owners, unseen)
 
     @property
     def num_clients(self) -> int:
@@ -160,13 +174,16 @@ class PartitionedClients(Clients):
         return int(np.sort(np.diff(self._offsets(split)))[-clients:].sum())
 
     def digest(self) -> str:
-        return self.partition.digest()
+        own = self.partition.digest()
+        return own if self.unseen is None else hashlib.sha256(f"{own}:{self.unseen.digest()}".encode()).hexdigest()
 
     def save(self, path: str | Path) -> None:
-        self.partition.save(path)
+        others = {} if self.unseen is None else self.unseen.partition.arrays(_UNSEEN)
+        save_arrays(path, self.partition.arrays() | others)
 
     def saved_as(self, path: str | Path) -> bool:
-        return Partition.load(path).digest() == self.digest()
+        others = None if self.unseen is None else PartitionedClients(Partition.load(path, _UNSEEN))
+        return PartitionedClients(Partition.load(path), others).digest() == self.digest()
 
     def _worth_scoring(self, most, cohorts):
         """Everyone; of a sample, those who have a test image."""

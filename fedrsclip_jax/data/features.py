@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool, Float32, Int, UInt8
 
 from fedrsclip_jax.data.sources import SKIP_HINT, ImageSource, fingerprint, shrink
 from fedrsclip_jax.errors import DISK_REFUSALS, InputError
@@ -47,11 +47,19 @@ class Features:
         plain: features of the pictures as they are, for testing; rows of unreadable images are zero.
         views: features for training, one array a view: `(plain,)`, or augmented views only.
         readable: False for images that could not be decoded.
+        new: of images of classes that the federation does not see, where they are asked for.
     """
 
     plain: Float32[np.ndarray, "images width"]
     views: tuple[Float32[np.ndarray, "images width"], ...]
     readable: Bool[np.ndarray, "images"]
+    new: "Features | None" = None
+
+    def of(self, images: Int[np.ndarray, "some"]) -> "Features":
+        """Those of some of the images."""
+        plain = self.plain[images]
+        views = (plain,) if len(self.views) == 1 else tuple(view[images] for view in self.views)
+        return dataclasses.replace(self, plain=plain, views=views, readable=self.readable[images])
 
 
 def default_cache_dir() -> Path:

@@ -50,6 +50,15 @@ class Partition:
     def test_of(self, client: int) -> Int32[np.ndarray, "images"]:
         return self.test_order[self.test_offsets[client] : self.test_offsets[client + 1]]
 
+    def between(self, first: int, end: int) -> "Partition":
+        """The clients `first` to `end - 1`, numbered from 0."""
+
+        def part(order: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            bounds = offsets[first : end + 1]
+            return order[bounds[0] : bounds[-1]], bounds - bounds[0]
+
+        return Partition(*part(self.train_order, self.train_offsets), *part(self.test_order, self.test_offsets))
+
     def counts(
         self, labels: Int[np.ndarray, "images"], num_classes: int
     ) -> tuple[Int64[np.ndarray, "clients classes"], Int64[np.ndarray, "clients classes"]]:
@@ -72,12 +81,16 @@ class Partition:
 
     def save(self, path: str | Path) -> None:
         """Writes an npz file, or nothing at all should it be interrupted."""
-        save_arrays(path, {name: getattr(self, name) for name in _FIELDS})
+        save_arrays(path, self.arrays())
+
+    def arrays(self, prefix: str = "") -> dict[str, np.ndarray]:
+        """All that it says, by the names that `load` looks for."""
+        return {f"{prefix}{name}": getattr(self, name) for name in _FIELDS}
 
     @classmethod
-    def load(cls, path: str | Path) -> "Partition":
+    def load(cls, path: str | Path, prefix: str = "") -> "Partition":
         """Reads what `save` wrote; `InputError` where that is missing or damaged."""
-        return cls(*load_arrays(path, _FIELDS))
+        return cls(*load_arrays(path, [f"{prefix}{name}" for name in _FIELDS]))
 
 
 def save_arrays(path: str | Path, arrays: Mapping[str, Any]) -> None:

@@ -53,7 +53,11 @@ class Weights(NamedTuple):
 
 @runtime_checkable
 class Method(Protocol):
-    """A module made by `METHODS[name](config, backbone, key, context)`, of variables `Shared` and `Private`."""
+    """A module made by `METHODS[name](config, backbone, key, context)`, of variables `Shared` and `Private`.
+
+    One whose variables are of each class, so that it cannot be asked of other classes, has an attribute
+    `per_class = True`.
+    """
 
     def loss(
         self, batch: Batch, backbone: Backbone, weights: Weights

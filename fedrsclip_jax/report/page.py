@@ -293,9 +293,37 @@ def _two_by_two(summary: dict[str, Any], shares: bool) -> str:
     if shares:
         cells = map(_percent, (*_mean_and_worst(shared), summary["global"]["accuracy"]))
         rows.insert(1, ("federation's model", *cells))
+    if unseen := summary.get("unseen"):
+        rows += [
+            (
+                f"{name} for {len(scores['per_client'])} clients that never trained",
+                *map(_percent, _mean_and_worst(scores)),
+                "-",
+            )
+            for name, scores in (("zero-shot", unseen["zero_shot"]), ("federation's model", unseen["global"]))
+            if scores
+        ]
     said = f"Calibration error of the federation's model on pooled images: {ece:.3f}."
     note = f'<p class="quiet">{said}</p>' if shares else ""
-    return _table(("", "clients' own images", "worst tenth of clients", "pooled images"), rows) + note
+    halves = _base_to_new(summary["base_to_new"]) if "base_to_new" in summary else ""
+    return _table(("", "clients' own images", "worst tenth of clients", "pooled images"), rows) + note + halves
+
+
+def _base_to_new(scores: dict[str, Any]) -> str:
+    """Accuracy on the classes that were trained on and on others, each among themselves."""
+    models = (
+        ("zero-shot", scores["zero_shot"]),
+        ("federation's model", scores),
+        ("personal models", scores["personal"]),
+    )
+    rows = [
+        (name, *(_percent(model[part]) for part in ("base", "new", "harmonic_mean")))
+        for name, model in models
+        if model["new"] is not None
+    ]
+    base, new = (len(scores[part]) for part in ("base_classes", "new_classes"))
+    said = f"Trained on {base} base classes; images of {new} new ones are told apart among these by their names alone."
+    return f'<p class="quiet">{said}</p>{_table(("", "base classes", "new classes", "harmonic mean"), rows)}'
 
 
 def _mean_and_worst(scores: dict[str, Any]) -> tuple[float, float]:

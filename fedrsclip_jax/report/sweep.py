@@ -25,6 +25,16 @@ _ZERO_SHOT = {
     "pooled, shared prompt": ("zero_shot", "accuracy"),
 }
 _OWN = "clients' own"
+# Columns of `results.csv` that it has where a run was asked for them, and where they stand in `summary.json`.
+_BEYOND = {
+    "unseen_global": ("unseen", "global", "mean"),
+    "unseen_zero_shot": ("unseen", "zero_shot", "mean"),
+    "base": ("base_to_new", "base"),
+    "new": ("base_to_new", "new"),
+    "harmonic_mean": ("base_to_new", "harmonic_mean"),
+    "new_personal": ("base_to_new", "personal", "new"),
+    "new_zero_shot": ("base_to_new", "zero_shot", "new"),
+}
 
 
 def write_results(result: dict[str, Any], folder: Path) -> None:
@@ -42,19 +52,30 @@ def as_csv(result: dict[str, Any]) -> str:
     writer = csv.writer(out)
     names = ("own", "own_std", "worst_decile", "global_accuracy", "global_macro_f1", "global_ece", "zero_shot_own")
     counts = ("uplink_params_per_client_round", "bytes_sent", "best_round", "state_sha256")
-    writer.writerow(["row", *result["varied"], "seed", *names, *counts, "folder", "diverged"])
+    told = [run["summary"] for row in result["rows"] for run in row["runs"] if run["summary"]]
+    beyond = [name for name, (part, *_) in _BEYOND.items() if any(part in summary for summary in told)]
+    writer.writerow(["row", *result["varied"], "seed", *names, *counts, *beyond, "folder", "diverged"])
     for row in result["rows"]:
         for run in row["runs"]:
             summary = run["summary"]
-            cells: list[Any] = [""] * (len(names) + len(counts))
+            cells: list[Any] = [""] * (len(names) + len(counts) + len(beyond))
             if summary:
                 own, pooled = summary["personalised"], summary["global"]
                 cells = [own["mean"], own["std"], own["worst_decile"]]
                 cells += [pooled["accuracy"], pooled["macro_f1"], pooled["ece"]]
                 cells += [summary["zero_shot"]["on_clients"]["mean"], *(summary[name] for name in counts)]
+                cells += [_found(summary, _BEYOND[name]) for name in beyond]
             varied = [row["values"].get(key, "") for key in result["varied"]]
             writer.writerow([row["label"], *varied, run["seed"], *cells, run["folder"], run["diverged"] or ""])
     return out.getvalue()
+
+
+def _found(summary: dict[str, Any], place: Sequence[str]) -> Any:
+    """A figure that a run may lack, or have none of as it shares nothing: then an empty cell."""
+    found: Any = summary
+    for name in place:
+        found = (found or {}).get(name)
+    return "" if found is None else found
 
 
 def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
