@@ -29,6 +29,7 @@ TITLES = {
     "promptfl": "PromptFL",
     "local_coop": "local CoOp",
     "fedpgp": "FedPGP",
+    "fedotp": "FedOTP",
     "fedclip": "FedCLIP",
     "linear_probe": "linear probe",
     "fedrsclip": "FedRSCLIP",

@@ -100,7 +100,8 @@ def sweep(
         if dead:
             progress.say(f"{folder}: taken over from {dead}, which is dead")
         write_json(folder / "config.json", {**to_dict(grid.base), "sweep": _written(grid)})
-        features = encode_images(grid.base, task, progress, interrupt)
+        names = sorted({row.runs[0].method.name for row in grid.rows})
+        features = encode_images(grid.base, task, progress, interrupt, names)
         programs = 0
         for group in _groups([(homes[row.label, run.seed], run) for row in grid.rows for run in row.runs]):
             programs += _run_group(group, task, features, progress, interrupt, allowed)
@@ -114,7 +115,7 @@ def _check_same_images(grid: Grid) -> None:
     """All rows use the base's images and backbone: what is encoded once serves all of them."""
     for row in grid.rows:
         for key in row.values:
-            if key.startswith("data.") or key in ("backbone", "dtype"):
+            if key.startswith("data.") or key in ("backbone", "dtype", "method.patch_grid"):
                 raise InputError(
                     f"config key {key!r} cannot be varied in a sweep, whose runs share images and features"
                 )

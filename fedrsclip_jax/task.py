@@ -3,6 +3,7 @@
 Images pass through the image tower here, once; nothing downstream opens one again.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,8 @@ from fedrsclip_jax.data.split import stratified_split
 from fedrsclip_jax.data.virtual import virtual_clients
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.interrupt import Interrupt
+from fedrsclip_jax.methods import find_method
+from fedrsclip_jax.methods.base import needs_patches
 from fedrsclip_jax.progress import Progress
 
 ENCODE_BATCH = 128
@@ -69,6 +72,20 @@ class Task:
             method.class_position,
         )
 
+    def patch_grid(self, method: MethodConfig) -> int:
+        """Patches along a side that methods of patches see.
+
+        Raises:
+          InputError: `method.patch_grid` does not divide those of the image tower.
+        """
+        side = self.clip_config.image_size // self.clip_config.patch_size
+        if side % (method.patch_grid or side):
+            raise InputError(
+                f"method.patch_grid = {method.patch_grid} does not divide the {side} patches along a side of the "
+                f"backbone; use one of {', '.join(str(n) for n in range(1, side + 1) if side % n == 0)}, or 0 for all"
+            )
+        return method.patch_grid or side
+
     def context_start(self, method: MethodConfig) -> Float[Array, "context width"] | None:
         """Embeddings of the words of `method.context_init`; None where there are none."""
         if not method.context_init:
@@ -111,11 +128,14 @@ def load_task(config: Config, source: sources.ImageSource | None = None) -> Task
 
 
 def encode_images(
-    config: Config, task: Task, progress: Progress, interrupt: Interrupt | None = None
+    config: Config, task: Task, progress: Progress, interrupt: Interrupt | None = None, methods: Sequence[str] = ()
 ) -> features.Features:
     """All images through the image tower, or from the cache.
 
+    Where a method needs patches, their features stand behind those of each image, in entries of their own.
+
     Args:
+      methods: that train on them; by default the configuration's own and its baselines.
       interrupt: asked after each batch whether to leave; of several processes, none of which could leave alone, it is
         not asked.
 
@@ -125,6 +145,15 @@ def encode_images(
     """
     prepare, settings = preprocess.load_preprocess(task.folder)
     views, count = config.data.views, len(task.source)
+    names = methods or (config.method.name, *config.baselines)
+    grid = task.patch_grid(config.method) if any(needs_patches(find_method(name)) for name in names) else None
+    key = {"weights": task.digest, "preprocess": settings, "dtype": config.dtype}
+    if grid is not None:
+        key["patches"] = str(grid)
+        progress.say(
+            f"{features.bytes_of(count, views, (1 + grid * grid) * task.clip_config.embed) / 1e6:,.0f} MB of features, "
+            f"of {grid} x {grid} patches an image"
+        )
     total = count * (views + 1 if views > 1 else 1)
     with progress.track("encoding images", total, unit="images") as bar:
 
@@ -136,8 +165,8 @@ def encode_images(
         encode = partial(
             features.encode,
             task.source,
-            _encoder(task.clip, prepare),
-            key={"weights": task.digest, "preprocess": settings, "dtype": config.dtype},
+            _encoder(task.clip, prepare, grid),
+            key=key,
             views=views,
             seed=VIEW_SEED,
             cache_dir=features.default_cache_dir(),
@@ -209,10 +238,10 @@ def _encode_text(graph, weights, tokens: Int[Array, "texts length"]) -> Float[Ar
     return nnx.merge(graph, weights).encode_text(tokens)
 
 
-def _encoder(clip: CLIP, prepare: preprocess.Preprocess):
-    """Maps lists of pictures to unit-norm features; batches are padded to one size, so that it compiles once."""
+def _encoder(clip: CLIP, prepare: preprocess.Preprocess, grid: int | None):
+    """Maps lists of pictures to unit-norm features, with `grid` of their patches too; batches are padded to one size, so that it compiles once."""
     graph, weights = nnx.split(clip)
-    encode = jax.jit(lambda weights, images: nnx.merge(graph, weights).encode_images(images))
+    encode = jax.jit(lambda weights, images: nnx.merge(graph, weights).encode_images(images, grid))
 
     def encoder(images):
         ready = prepare(images)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from fedrsclip_jax.clip.backbone import Backbone
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.finished import FinishedRun, Restored
-from fedrsclip_jax.methods.base import Private, Shared
+from fedrsclip_jax.methods.base import Private, Shared, cosines, needs_patches
 from fedrsclip_jax.prompts import Prompts
 
 
@@ -46,6 +46,8 @@ class Model:
     def combine(self) -> str:
         """How prompts become logits: `single`, or `method.combine` where there are two."""
         both = self.prompts is not None and len(self.prompts.present) == 2
+        if both and needs_patches(self.module):
+            return "logits"
         return self.run.config.method.combine if both else "single"
 
     @property
@@ -56,7 +58,10 @@ class Model:
         return np.concatenate(there)[None] if self.combine == "concat" else np.stack(there)
 
     def logits(self, features: Float[np.ndarray, "images embed"]) -> Float[np.ndarray, "images classes"]:
-        """By the method's own definition."""
+        """By the method's own definition; of one that needs patches, the mean of its prompts' on the whole images."""
+        if needs_patches(self.module):
+            texts = jnp.mean(self.backbone.encode(jnp.asarray(self.contexts)), axis=0)
+            return np.asarray(self.backbone.scale * cosines(jnp.asarray(features), texts))
         graph, state = nnx.split(self.module)
         return np.asarray(_logits(graph, self.client is None, state, jnp.asarray(features), self.backbone))
 
