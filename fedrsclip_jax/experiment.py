@@ -201,6 +201,8 @@ class Run:
             "uplink_params_per_client_round": federation.traffic.params,
             "uplink_bytes_per_client_round": federation.traffic.bytes,
             "bytes_sent": ledger.bytes_sent,
+            "last_evaluations": ledger.last(),
+            "bytes_to_accuracy": {f"{tenth / 10}": ledger.bytes_to(tenth / 10) for tenth in range(1, 10)},
             "zero_shot": self._zero_shot,
             **self._scores,
             "seconds": {phase: round(spent, 3) for phase, spent in ledger.seconds.items()},

@@ -99,8 +99,8 @@ def _check_room(config: Config, features: Features) -> None:
     limit, size = memory_limit(make_mesh(config.spmd.devices)), features.plain.nbytes
     if limit is not None and size > SCORING_SHARE * limit:
         raise InputError(
-            f"features of {len(features.plain)} images take {size / 1e9:.1f} GB, and a device has {limit / 1e9:.1f} GB; "
-            "set method.patch_grid to fewer patches, or use fewer images"
+            f"features of {len(features.plain)} images take {size / 1e9:.1f} GB, and a device has {limit / 1e9:.1f} "
+            "GB; set method.patch_grid to fewer patches, or use fewer images"
         )
 
 

@@ -239,7 +239,10 @@ def _encode_text(graph, weights, tokens: Int[Array, "texts length"]) -> Float[Ar
 
 
 def _encoder(clip: CLIP, prepare: preprocess.Preprocess, grid: int | None):
-    """Maps lists of pictures to unit-norm features, with `grid` of their patches too; batches are padded to one size, so that it compiles once."""
+    """Maps lists of pictures to unit-norm features, with `grid` of their patches too.
+
+    Batches are padded to one size, so that it compiles once.
+    """
     graph, weights = nnx.split(clip)
     encode = jax.jit(lambda weights, images: nnx.merge(graph, weights).encode_images(images, grid))
 
