@@ -21,6 +21,7 @@ from fedrsclip_jax.federated.population import Population
 
 CALIBRATION_BINS = 15
 _CLIENTS, _IMAGES = 1024, 16_384  # scored at a time, so that memory grows with neither
+_NUMBERS = 2**26  # of features read at a time
 
 
 class Answers(NamedTuple):
@@ -165,12 +166,14 @@ def answer_pooled(
     """What the federation's model says of the pooled test images; arguments as of `score_federation`."""
     anyone = replicate(mesh, jax.tree.map(lambda leaf: leaf[0], population.gather(ids[:1])))
     return _answers(
-        lambda rows: _global_logits(graph, shared, anyone, replicate(mesh, rows), data, backbone), clients.pooled
+        lambda rows: _global_logits(graph, shared, anyone, replicate(mesh, rows), data, backbone),
+        clients.pooled,
+        data.features.shape[-1],
     )
 
 
 def score_zero_shot(
-    features: Float[np.ndarray, "images embed"],
+    features: Float[np.ndarray, "images features"],
     labels: Int[np.ndarray, " images"],
     clients: Clients,
     ids: Int[np.ndarray, " scored"],
@@ -178,7 +181,8 @@ def score_zero_shot(
 ) -> dict[str, Any]:
     """Hand-written template: pooled scores, and `on_clients` over the same images client by client."""
     scale, text = float(backbone.scale), np.asarray(backbone.zero_shot)
-    answers = _answers(lambda rows: scale * np.asarray(features[rows]) @ text.T, clients.pooled)
+    whole = features[:, : text.shape[1]]
+    answers = _answers(lambda rows: scale * np.asarray(whole[rows]) @ text.T, clients.pooled)
     correct = _right_by_client(answers, labels, clients, ids)
     names = ids if len(ids) < clients.num_clients else None
     return {
@@ -187,9 +191,10 @@ def score_zero_shot(
     }
 
 
-def _answers(logits: Callable[[np.ndarray], Any], pooled: Int[np.ndarray, " images"]) -> Answers:
-    """The answers of one model on images, of which only a block has logits at a time."""
-    blocks = [Answers.of(np.asarray(logits(rows))) for rows in _in_blocks(pooled, _IMAGES, filler=int(pooled[0]))]
+def _answers(logits: Callable[[np.ndarray], Any], pooled: Int[np.ndarray, " images"], width: int = 1) -> Answers:
+    """The answers of one model on images, of which only a block has logits at a time; `width` numbers an image."""
+    most = min(_IMAGES, max(_NUMBERS // width, 1))
+    blocks = [Answers.of(np.asarray(logits(rows))) for rows in _in_blocks(pooled, most, filler=int(pooled[0]))]
     guess, confidence = (np.concatenate(parts)[: len(pooled)] for parts in zip(*blocks, strict=True))
     return Answers(guess, confidence)
 
@@ -245,8 +250,14 @@ def _right_on_pooled(graph, mesh, lanes, shared, private, members: Members, pool
 
 
 def _right(module, rows, data: Dataset, backbone: Backbone) -> Bool[Array, " rows"]:
-    guess = jnp.argmax(module.personal_logits(data.features[0][rows], backbone), axis=1)
-    return guess == data.labels[rows]
+    def right(rows):
+        guess = jnp.argmax(module.personal_logits(data.features[0][rows], backbone), axis=1)
+        return guess == data.labels[rows]
+
+    most = max(_NUMBERS // data.features.shape[-1], 1)
+    if len(rows) <= most:
+        return right(rows)
+    return jax.lax.map(lambda row: right(row[None])[0], rows, batch_size=most)
 
 
 def _by_client(client, graph, mesh, lanes, shared, private, members, common, data, backbone):

@@ -27,6 +27,7 @@ from fedrsclip_jax.files import make_folder, read_json, write_json, write_text
 from fedrsclip_jax.interrupt import Interrupt
 from fedrsclip_jax.ledger import Ledger
 from fedrsclip_jax.methods import find_method
+from fedrsclip_jax.methods.base import needs_patches
 from fedrsclip_jax.progress import Progress
 from fedrsclip_jax.prompts import KEPT, Prompts, imported, keep
 from fedrsclip_jax.task import Task, client_domains, divide
@@ -219,6 +220,8 @@ class Run:
             "uplink_bytes_per_client_round": federation.traffic.bytes,
             "bytes_sent": ledger.bytes_sent,
             "local_steps": ledger.steps,
+            "last_evaluations": ledger.last(),
+            "bytes_to_accuracy": {f"{tenth / 10}": ledger.bytes_to(tenth / 10) for tenth in range(1, 10)},
             "zero_shot": self._zero_shot,
             **self._scores,
             "seconds": {phase: round(spent, 3) for phase, spent in ledger.seconds.items()},
@@ -291,10 +294,12 @@ def check_settings(config: Config, task: Task) -> dict[str, str]:
       What is known by then of the run's identity: digests of backbone, data and initial prompts.
 
     Raises:
-      InputError: an unknown method, more clients a round than there are, an aggregator that cannot do its work on so
-        few, images that cannot be divided so, prompts that do not fit the backbone.
+      InputError: an unknown method, patches that do not divide the backbone's, more clients a round than there are,
+        an aggregator that cannot do its work on so few, images that cannot be divided so, prompts that do not fit the
+        backbone.
     """
-    find_method(config.method.name)
+    if needs_patches(find_method(config.method.name)):
+        task.patch_grid(config.method)
     if config.cohort > config.partition.clients:
         raise InputError(
             f"cohort = {config.cohort} of partition.clients = {config.partition.clients}; use at most that, or 0 for "

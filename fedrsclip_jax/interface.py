@@ -24,6 +24,7 @@ from fedrsclip_jax.export.chosen import choose_module, logits_of
 from fedrsclip_jax.federated.engine import Diverged, Done
 from fedrsclip_jax.finished import Restored
 from fedrsclip_jax.methods import find_method
+from fedrsclip_jax.methods.base import needs_patches
 from fedrsclip_jax.predict.classify import Classify, Guess
 from fedrsclip_jax.progress import Progress
 from fedrsclip_jax.prompts import imported
@@ -115,8 +116,8 @@ def make_method(method: str | Callable[..., Any] = "fedrsclip", **keys: Any) -> 
     """A method with settings.
 
     Args:
-      method: a name (`fedrsclip`, `promptfl`, `local_coop`, `fedpgp`, `fedclip`, `linear_probe`), or a class of one's
-        own: an `nnx.Module` with variables `Shared` and `Private` that has what `methods.base.Method` says.
+      method: a name (`fedrsclip`, `promptfl`, `local_coop`, `fedpgp`, `fedotp`, `fedclip`, `linear_probe`), or a class
+        of one's own: an `nnx.Module` with variables `Shared` and `Private` that has what `methods.base.Method` says.
       keys: of the group `method`, such as `context_tokens=4`.
 
     Raises:
@@ -164,7 +165,7 @@ class Federation:
         )
         self.clients = clients
         self._task, self._progress = backbone.task(images), Progress(quiet=quiet)
-        self._features = encode_images(self.config, self._task, self._progress)
+        self._features = encode_images(self.config, self._task, self._progress, methods=[method.make])
         prompts = imported(self.config, self._task.clip_config)
         self._engine = engine.Federation(self.config, self._task, self._features, clients, prompts, make=method.make)
         self.history: list[Round] = []
@@ -243,7 +244,8 @@ class Federation:
         restored = Restored(len(self.history), own.plan.graph, own.server.shared, own.population, own.backbone)
         module = choose_module(self.config.method.name, restored, client)
         logits = partial(logits_of, module, client is None, own.backbone)
-        return Classify(self._task, logits, len(pictures)).guesses([_opened(picture) for picture in pictures])
+        grid = self._task.patch_grid(self.config.method) if needs_patches(module) else None
+        return Classify(self._task, logits, len(pictures), grid).guesses([_opened(picture) for picture in pictures])
 
 
 def _dotted(key: str) -> str:

@@ -44,7 +44,8 @@ class Features:
     """Image features, read memory-mapped.
 
     Attributes:
-        plain: features of the pictures as they are, for testing; rows of unreadable images are zero.
+        plain: features of the pictures as they are, for testing; rows of unreadable images are zero. What the encoder
+            says of an image's patches stands behind what it says of the whole image.
         views: features for training, one array a view: `(plain,)`, or augmented views only.
         readable: False for images that could not be decoded.
     """
@@ -52,6 +53,17 @@ class Features:
     plain: Float32[np.ndarray, "images width"]
     views: tuple[Float32[np.ndarray, "images width"], ...]
     readable: Bool[np.ndarray, "images"]
+
+    def narrowed(self, width: int) -> "Features":
+        """The first `width` numbers of each row: of features with patches, those of the whole images."""
+        if self.plain.shape[1] == width:
+            return self
+        return Features(self.plain[:, :width], tuple(view[:, :width] for view in self.views), self.readable)
+
+
+def bytes_of(images: int, views: int, width: int) -> int:
+    """What features of `width` numbers take on the disk."""
+    return 4 * images * (views + 1 if views > 1 else 1) * width
 
 
 def default_cache_dir() -> Path:

@@ -17,6 +17,8 @@ from fedrsclip_jax.methods.base import Batch, Shared, Weights, accuracy, cosines
 class LinearProbe(nnx.Module):
     """logits(i, c) = s f_i . w_c + b_c; every client has the federation's model, C x D + C numbers."""
 
+    any_classes = False
+
     def __init__(self, config: MethodConfig, backbone: Backbone, key: PRNGKeyArray, start: jax.Array | None = None):
         classes, embed = backbone.zero_shot.shape
         self.kernel = Shared(jnp.zeros((classes, embed)))
