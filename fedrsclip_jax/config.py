@@ -150,6 +150,12 @@ class EvalConfig:
     clients: int = key(
         0, "clients that are scored, a seeded sample; 0 is everyone, of `virtual` at most 10,000 that take part", low=0
     )
+    finetune_epochs: int = key(
+        0,
+        "passes over its own training images with which each scored client fine-tunes before its personal score; "
+        "nothing of it is sent or kept; 0 is no fine-tuning",
+        low=0,
+    )
     split: str = key(
         "test",
         "images that are scored: `test`, or `validation`, a part of the training images, to choose settings on",

@@ -1,8 +1,10 @@
 """A federation on a task: the engine, given images, backbone and clients, and its scores."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
 from fedrsclip_jax.config import Config
@@ -12,6 +14,8 @@ from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.evaluate import Answers, answer_pooled, score_federation, scored_clients
 from fedrsclip_jax.federated.client import Dataset
 from fedrsclip_jax.federated.engine import FEATURES_SHARE, Engine
+from fedrsclip_jax.federated.finetune import FineTuning
+from fedrsclip_jax.federated.initial import FINE_TUNING
 from fedrsclip_jax.federated.mesh import make_mesh, memory_limit, replicate
 from fedrsclip_jax.federated.window import streamed_images
 from fedrsclip_jax.methods import find_method
@@ -71,6 +75,11 @@ class Federation(Engine):
         else:
             plain = there._plain
         self._plain: Any = plain
+        self._tuning = None
+        if config.eval.finetune_epochs:
+            local = dataclasses.replace(self.plan.local, epochs=config.eval.finetune_epochs)
+            key = jax.random.fold_in(jax.random.key(config.seed), FINE_TUNING)
+            self._tuning = FineTuning(local, self.hyper, replicate(self.plan.mesh, key))
 
     def score(self, complete: bool = True) -> dict[str, Any]:
         """The scores as they stand; `complete` adds every personal model on all pooled images."""
@@ -86,6 +95,7 @@ class Federation(Engine):
             self.backbone,
             lanes=self.lanes,
             complete=complete,
+            tuning=self._tuning,
         )
 
     def answers(self) -> Answers:

@@ -39,7 +39,7 @@ class VisionTower(nnx.Module):
             x = block(x)
         return self.projection(self.norm_post(x)).astype(jnp.float32)
 
-    def _embedded(self, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch tokens width"]:
+    def _embedded(self, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch tokens channels"]:
         """Class token and patches in front of the blocks."""
         n, height, width, _ = images.shape
         size = self.patch_size
