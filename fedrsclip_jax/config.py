@@ -150,6 +150,12 @@ class EvalConfig:
     clients: int = key(
         0, "clients that are scored, a seeded sample; 0 is everyone, of `virtual` at most 10,000 that take part", low=0
     )
+    target_accuracy: float = key(
+        0.0,
+        "accuracy (0 to 1) up to which `bytes_to_target` of the summary counts the bytes sent; 0 is none",
+        low=0.0,
+        high=1.0,
+    )
     finetune_epochs: int = key(
         0,
         "passes over its own training images with which each scored client fine-tunes before its personal score; "

@@ -195,6 +195,7 @@ class Run:
     def summarise(self) -> dict[str, Any]:
         """Writes `summary.json`, after the last round."""
         config, federation, ledger = self.config, self.federation, self.ledger
+        target = config.eval.target_accuracy
         if not self._scores:  # the run was left between its last round and its summary, or was to go further once
             self._evaluate(complete=True)
         with distributed.together():
@@ -221,6 +222,7 @@ class Run:
             "bytes_sent": ledger.bytes_sent,
             "local_steps": ledger.steps,
             "last_evaluations": ledger.last(),
+            "bytes_to_target": ledger.bytes_to(target) if target else None,
             "bytes_to_accuracy": {f"{tenth / 10}": ledger.bytes_to(tenth / 10) for tenth in range(1, 10)},
             "zero_shot": self._zero_shot,
             **self._scores,
