@@ -70,9 +70,7 @@ class CLIP(nnx.Module):
         """Unit-norm image features of preprocessed images."""
         return unit(self.vision(images))
 
-    def encode_patches(
-        self, images: Float[Array, "batch height width 3"], grid: int
-    ) -> Float[Array, "batch parts*embed"]:
+    def encode_patches(self, images: Float[Array, "batch height width 3"], grid: int) -> Float[Array, "batch features"]:
         """Unit-norm features of each image and behind them those of its patches, end to end.
 
         Args:
