@@ -197,10 +197,11 @@ def owners(found: Evidence, class_names: Sequence[str], clients: int, name: Any)
     axes.set(xlim=(-0.7, many - 0.3), ylim=(classes - 0.4, -0.6), xlabel="client")
     sizes, kinds = found.train.sum(axis=1), np.count_nonzero(found.train, axis=1)
     small, large = int(np.argmin(sizes)), int(np.argmax(sizes))
+    fewest, most = (name(int(found.owners[k])) for k in (small, large))
     of = f"The first {many} of {clients:,} clients. " if many < clients else ""
     said = (
         f"{of}Filled: training images, the largest bubble {largest}; rings: test images. Client "
-        f"{name(found.owners[small])} has the fewest images ({sizes[small]}), {name(found.owners[large])} the most "
+        f"{fewest} has the fewest images ({sizes[small]}), {most} the most "
         f"({sizes[large]}); half of the clients own {int(np.median(kinds))} classes or fewer."
     )
     return Chart("owners", "Who owns what", _svg(figure, "owners"), said, wide=many > 16)
