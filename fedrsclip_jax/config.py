@@ -113,6 +113,12 @@ class MethodConfig:
     rank: int = key(8, "of FedPGP's private change of the prompt; at most context_tokens count", low=1)
     contrastive_weight: float = key(1.0, "weight of FedPGP's contrastive term", low=0.0)
     temperature: float = key(0.5, "temperature of FedPGP's contrastive term", above=0.0)
+    transport_epsilon: float = key(0.1, "entropic weight of FedOTP's transport, in units of cosine", low=0.001)
+    transport_iterations: int = key(20, "iterations of FedOTP's transport, always so many", low=1, high=10_000)
+    transport_mass: float = key(0.8, "share of the patches' mass that FedOTP transports; 1 is all", above=0.0, high=1.0)
+    patch_grid: int = key(
+        0, "patches along a side that FedOTP sees, averages of the image tower's; 0 is all of these", low=0
+    )
 
 
 @dataclass(frozen=True)
@@ -146,6 +152,18 @@ class EvalConfig:
     every: int = key(5, "rounds between evaluations; the last round is always one", low=1)
     clients: int = key(
         0, "clients that are scored, a seeded sample; 0 is everyone, of `virtual` at most 10,000 that take part", low=0
+    )
+    target_accuracy: float = key(
+        0.0,
+        "accuracy (0 to 1) up to which `bytes_to_target` of the summary counts the bytes sent; 0 is none",
+        low=0.0,
+        high=1.0,
+    )
+    finetune_epochs: int = key(
+        0,
+        "passes over its own training images with which each scored client fine-tunes before its personal score; "
+        "nothing of it is sent or kept; 0 is no fine-tuning",
+        low=0,
     )
     split: str = key(
         "test",

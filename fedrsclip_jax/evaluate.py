@@ -16,11 +16,14 @@ from fedrsclip_jax.config import Config
 from fedrsclip_jax.data.clients import Clients
 from fedrsclip_jax.federated.client import Dataset, Members
 from fedrsclip_jax.federated.cohort import draw_cohort
+from fedrsclip_jax.federated.finetune import FineTuning, fine_tune
 from fedrsclip_jax.federated.mesh import SAME, SPLIT, replicate, spread
 from fedrsclip_jax.federated.population import Population
+from fedrsclip_jax.federated.round import traffic
 
 CALIBRATION_BINS = 15
 _CLIENTS, _IMAGES = 1024, 16_384  # scored at a time, so that memory grows with neither
+_NUMBERS = 2**26  # of features read at a time
 
 
 class Answers(NamedTuple):
@@ -38,6 +41,18 @@ class Answers(NamedTuple):
     def of(cls, logits: Float[np.ndarray, "images classes"]) -> "Answers":
         shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
         return cls(logits.argmax(axis=1), shifted.max(axis=1) / shifted.sum(axis=1))
+
+
+class Models(NamedTuple):
+    """Variables of some clients' models.
+
+    Attributes:
+      shared: replicated; None where each client has its own.
+      own: private variables, or (shared, private) ones, leading axis of clients, split over devices.
+    """
+
+    shared: PyTree | None
+    own: PyTree
 
 
 def scored_clients(config: Config, clients: Clients) -> Int[np.ndarray, " scored"]:
@@ -113,6 +128,7 @@ def score_federation(
     *,
     lanes: int = 1,
     complete: bool = True,
+    tuning: FineTuning | None = None,
 ) -> dict[str, Any]:
     """The scores of a federation as it stands.
 
@@ -121,22 +137,30 @@ def score_federation(
       data: plain features of all images; `labels` are theirs on the host.
       lanes: clients scored at a time on a device.
       complete: also every personal model on all pooled images, whose cost is their product.
+      tuning: how each client fine-tunes its personal model first; None is not at all.
 
     Returns:
-      `global` (P_s alone, pooled test images), `personalised` (P_s with P_k on client k's images), and the other two
-      of the 2 x 2: `global_on_clients` and, if complete, `personal_on_pooled`.
+      `global` (P_s alone, pooled test images), `personalised` (P_s with P_k on client k's images, both fine-tuned by
+      the client where it is so), and the other two of the 2 x 2: `global_on_clients` and, if complete,
+      `personal_on_pooled`.
     """
     answers = answer_pooled(graph, mesh, shared, population, clients, ids, data, backbone)
     lanes = min(lanes, -(-len(ids) // mesh.size))
     pooled = replicate(mesh, clients.pooled)
     own, everywhere = [], []
-    for block in _in_blocks(ids, _CLIENTS, mesh.size * lanes):
-        rows, counts = clients.padded(block, "test", clients.width("test"))
-        members = Members(block.astype(np.int32), rows, counts)
-        private, members = spread(mesh, (population.gather(block), members))
-        own.append(np.asarray(_right_on_own(graph, mesh, lanes, shared, private, members, data, backbone)))
+    most = _CLIENTS if tuning is None else min(_CLIENTS, _NUMBERS // max(traffic(shared).params, 1))
+    for block in _in_blocks(ids, max(most, 1), mesh.size * lanes):
+        members, private = _members(clients, block, "test"), population.gather(block)
+        members, private = spread(mesh, (members, private))
+        if tuning is None:
+            models = Models(shared, private)
+        else:
+            training = spread(mesh, _members(clients, block, "train"))
+            tuned = fine_tune(tuning, graph, mesh, lanes, shared, private, training, data, backbone)
+            models = Models(None, tuned)
+        own.append(np.asarray(_right_on_own(graph, mesh, lanes, models, members, data, backbone)))
         if complete:
-            right = _right_on_pooled(graph, mesh, lanes, shared, private, members, pooled, data, backbone)
+            right = _right_on_pooled(graph, mesh, lanes, models, members, pooled, data, backbone)
             everywhere.append(np.asarray(right))
 
     counts = clients.counts(ids, "test")
@@ -165,12 +189,14 @@ def answer_pooled(
     """What the federation's model says of the pooled test images; arguments as of `score_federation`."""
     anyone = replicate(mesh, jax.tree.map(lambda leaf: leaf[0], population.gather(ids[:1])))
     return _answers(
-        lambda rows: _global_logits(graph, shared, anyone, replicate(mesh, rows), data, backbone), clients.pooled
+        lambda rows: _global_logits(graph, shared, anyone, replicate(mesh, rows), data, backbone),
+        clients.pooled,
+        data.features.shape[-1],
     )
 
 
 def score_zero_shot(
-    features: Float[np.ndarray, "images embed"],
+    features: Float[np.ndarray, "images features"],
     labels: Int[np.ndarray, " images"],
     clients: Clients,
     ids: Int[np.ndarray, " scored"],
@@ -178,7 +204,8 @@ def score_zero_shot(
 ) -> dict[str, Any]:
     """Hand-written template: pooled scores, and `on_clients` over the same images client by client."""
     scale, text = float(backbone.scale), np.asarray(backbone.zero_shot)
-    answers = _answers(lambda rows: scale * np.asarray(features[rows]) @ text.T, clients.pooled)
+    whole = features[:, : text.shape[1]]
+    answers = _answers(lambda rows: scale * np.asarray(whole[rows]) @ text.T, clients.pooled)
     correct = _right_by_client(answers, labels, clients, ids)
     names = ids if len(ids) < clients.num_clients else None
     return {
@@ -216,9 +243,10 @@ def score_personal(
     return np.concatenate(right)[: len(ids)] / len(images)
 
 
-def _answers(logits: Callable[[np.ndarray], Any], pooled: Int[np.ndarray, " images"]) -> Answers:
-    """The answers of one model on images, of which only a block has logits at a time."""
-    blocks = [Answers.of(np.asarray(logits(rows))) for rows in _in_blocks(pooled, _IMAGES, filler=int(pooled[0]))]
+def _answers(logits: Callable[[np.ndarray], Any], pooled: Int[np.ndarray, " images"], width: int = 1) -> Answers:
+    """The answers of one model on images, of which only a block has logits at a time; `width` numbers an image."""
+    most = min(_IMAGES, max(_NUMBERS // width, 1))
+    blocks = [Answers.of(np.asarray(logits(rows))) for rows in _in_blocks(pooled, most, filler=int(pooled[0]))]
     guess, confidence = (np.concatenate(parts)[: len(pooled)] for parts in zip(*blocks, strict=True))
     return Answers(guess, confidence)
 
@@ -232,6 +260,10 @@ def _in_blocks(values: np.ndarray, most: int, multiple: int = 1, filler: int = -
         part = values[start : start + size]
         piece[: len(part)] = part
         yield piece
+
+
+def _members(clients: Clients, block: Int[np.ndarray, " block"], split: str) -> Members:
+    return Members(block.astype(np.int32), *clients.padded(block, split, clients.width(split)))
 
 
 def _right_by_client(
@@ -253,43 +285,51 @@ def _global_logits(graph, shared, private, rows, data: Dataset, backbone: Backbo
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _right_on_own(graph, mesh, lanes, shared, private, members: Members, data: Dataset, backbone: Backbone):
+def _right_on_own(graph, mesh, lanes, models: Models, members: Members, data: Dataset, backbone: Backbone):
     """Right answers of each client's model on its own test images."""
 
     def client(module, member, _, data, backbone):
         real = jnp.arange(member.rows.shape[0]) < member.counts
         return jnp.sum(_right(module, member.rows, data, backbone) & real)
 
-    return _by_client(client, graph, mesh, lanes, shared, private, members, (), data, backbone)
+    return _by_client(client, graph, mesh, lanes, models, members, (), data, backbone)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _right_on_pooled(graph, mesh, lanes, shared, private, members: Members, pooled, data: Dataset, backbone: Backbone):
+def _right_on_pooled(graph, mesh, lanes, models: Models, members: Members, pooled, data: Dataset, backbone: Backbone):
     """Right answers of each client's model on all pooled test images."""
 
     def client(module, _, pooled, data, backbone):
         return jnp.sum(_right(module, pooled, data, backbone))
 
-    return _by_client(client, graph, mesh, lanes, shared, private, members, pooled, data, backbone)
+    return _by_client(client, graph, mesh, lanes, models, members, pooled, data, backbone)
 
 
 def _right(module, rows, data: Dataset, backbone: Backbone) -> Bool[Array, " rows"]:
-    guess = jnp.argmax(module.personal_logits(data.features[0][rows], backbone), axis=1)
-    return guess == data.labels[rows]
+    def right(rows):
+        guess = jnp.argmax(module.personal_logits(data.features[0][rows], backbone), axis=1)
+        return guess == data.labels[rows]
+
+    most = max(_NUMBERS // data.features.shape[-1], 1)
+    if len(rows) <= most:
+        return right(rows)
+    return jax.lax.map(lambda row: right(row[None])[0], rows, batch_size=most)
 
 
-def _by_client(client, graph, mesh, lanes, shared, private, members, common, data, backbone):
+def _by_client(client, graph, mesh, lanes, models: Models, members, common, data, backbone):
     """Maps `client(module, member, common, data, backbone)` over clients, which lie divided over the devices."""
 
-    def on_device(shared, private, members, common, data, backbone):
+    def on_device(models, members, common, data, backbone):
         def one(arguments):
             own, member = arguments
-            return client(nnx.merge(graph, shared, own), member, common, data, backbone)
+            states = own if models.shared is None else (models.shared, own)
+            return client(nnx.merge(graph, *states), member, common, data, backbone)
 
-        return jax.lax.map(one, (private, members), batch_size=lanes if lanes > 1 else None)
+        return jax.lax.map(one, (models.own, members), batch_size=lanes if lanes > 1 else None)
 
-    right = jax.shard_map(on_device, mesh=mesh, in_specs=(SAME, SPLIT, SPLIT, SAME, SAME, SAME), out_specs=SPLIT)(
-        shared, private, members, common, data, backbone
+    specs: Any = (Models(SAME, SPLIT), SPLIT, SAME, SAME, SAME)
+    right = jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=SPLIT)(
+        models, members, common, data, backbone
     )
     # On all devices, so that each of several processes can read it.
     return jax.lax.with_sharding_constraint(right, NamedSharding(mesh, SAME))

@@ -28,6 +28,7 @@ from fedrsclip_jax.generalisation import score_beyond
 from fedrsclip_jax.interrupt import Interrupt
 from fedrsclip_jax.ledger import Ledger
 from fedrsclip_jax.methods import find_method
+from fedrsclip_jax.methods.base import needs_patches
 from fedrsclip_jax.progress import Progress
 from fedrsclip_jax.prompts import KEPT, Prompts, imported, keep
 from fedrsclip_jax.task import Task, client_domains, divide, split
@@ -195,6 +196,7 @@ class Run:
     def summarise(self) -> dict[str, Any]:
         """Writes `summary.json`, after the last round."""
         config, federation, ledger = self.config, self.federation, self.ledger
+        target = config.eval.target_accuracy
         if not self._scores:  # the run was left between its last round and its summary, or was to go further once
             self._evaluate(complete=True)
         with compilation.measure(ledger.seconds, "evaluate"):
@@ -222,6 +224,9 @@ class Run:
             "uplink_bytes_per_client_round": federation.traffic.bytes,
             "bytes_sent": ledger.bytes_sent,
             "local_steps": ledger.steps,
+            "last_evaluations": ledger.last(),
+            "bytes_to_target": ledger.bytes_to(target) if target else None,
+            "bytes_to_accuracy": {f"{tenth / 10}": ledger.bytes_to(tenth / 10) for tenth in range(1, 10)},
             "zero_shot": self._zero_shot,
             **self._scores,
             **beyond,
@@ -305,11 +310,13 @@ def check_settings(config: Config, task: Task) -> dict[str, str]:
       What is known by then of the run's identity: digests of backbone, data and initial prompts.
 
     Raises:
-      InputError: an unknown method, or one that cannot name the classes to score, more clients a round than there
-        are, an aggregator that cannot do its work on so few, images that cannot be divided so, prompts that do not fit
-        the backbone.
+      InputError: an unknown method, or one that cannot name the classes to score, patches that do not divide the
+        backbone's, more clients a round than there are, an aggregator that cannot do its work on so few, images that
+        cannot be divided so, prompts that do not fit the backbone.
     """
     check_method(config, config.method.name)
+    if needs_patches(find_method(config.method.name)):
+        task.patch_grid(config.method)
     if config.cohort > config.partition.clients:
         raise InputError(
             f"cohort = {config.cohort} of partition.clients = {config.partition.clients}; use at most that, or 0 for "

@@ -1,21 +1,29 @@
 """A federation on a task: the engine, given images, backbone and clients, and its scores."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
 from fedrsclip_jax.config import Config
 from fedrsclip_jax.data.clients import Clients
 from fedrsclip_jax.data.features import Features
+from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.evaluate import Answers, answer_pooled, score_federation, scored_clients
 from fedrsclip_jax.federated.client import Dataset
 from fedrsclip_jax.federated.engine import FEATURES_SHARE, Engine
+from fedrsclip_jax.federated.finetune import FineTuning
+from fedrsclip_jax.federated.initial import FINE_TUNING
 from fedrsclip_jax.federated.mesh import make_mesh, memory_limit, replicate
 from fedrsclip_jax.federated.window import streamed_images
 from fedrsclip_jax.methods import find_method
+from fedrsclip_jax.methods.base import needs_patches
 from fedrsclip_jax.prompts import Prompts, starting_from
 from fedrsclip_jax.task import Task
+
+SCORING_SHARE = 0.8  # of a device's memory that the features which are scored may take
 
 
 class Federation(Engine):
@@ -41,14 +49,20 @@ class Federation(Engine):
           beside: another federation on the same images and devices, whose arrays are used once more.
           make: makes the method's module, where it is not one that `method.name` finds; see `methods.base.Method`.
         """
+        method = make or find_method(config.method.name)
+        if not needs_patches(method):
+            features = features.narrowed(task.clip_config.embed)
+        _check_room(config, features)
         there = beside if beside is not None and beside.config.spmd == config.spmd else None
+        if there and there._plain.features.shape[-1] != features.plain.shape[-1]:
+            there = None
         held: Any = there and there.data
         labels = self.labels = np.asarray(task.labels)
         self.scored = scored_clients(config, clients)
         streamed = _streams(config, features, clients)
         super().__init__(
             config,
-            starting_from(prompts, make or find_method(config.method.name)),
+            starting_from(prompts, method),
             there.backbone if there and _read(there.config) == _read(config) else task.backbone(config.method),
             task.context_start(config.method),
             clients,
@@ -61,6 +75,11 @@ class Federation(Engine):
         else:
             plain = there._plain
         self._plain: Any = plain
+        self._tuning = None
+        if config.eval.finetune_epochs:
+            local = dataclasses.replace(self.plan.local, epochs=config.eval.finetune_epochs)
+            key = jax.random.fold_in(jax.random.key(config.seed), FINE_TUNING)
+            self._tuning = FineTuning(local, self.hyper, replicate(self.plan.mesh, key))
 
     def score(self, complete: bool = True) -> dict[str, Any]:
         """The scores as they stand; `complete` adds every personal model on all pooled images."""
@@ -76,6 +95,7 @@ class Federation(Engine):
             self.backbone,
             lanes=self.lanes,
             complete=complete,
+            tuning=self._tuning,
         )
 
     def answers(self, clients: Clients | None = None) -> Answers:
@@ -96,6 +116,16 @@ def _read(config: Config) -> tuple:
     """What a backbone depends on, of the same CLIP and classes."""
     method = config.method
     return method.context_tokens, method.class_position, method.combine
+
+
+def _check_room(config: Config, features: Features) -> None:
+    """Refuses features whose plain view, which lies on every device for scoring, has no room there."""
+    limit, size = memory_limit(make_mesh(config.spmd.devices)), features.plain.nbytes
+    if limit is not None and size > SCORING_SHARE * limit:
+        raise InputError(
+            f"features of {len(features.plain)} images take {size / 1e9:.1f} GB, and a device has {limit / 1e9:.1f} "
+            "GB; set method.patch_grid to fewer patches, or use fewer images"
+        )
 
 
 def _streams(config: Config, features: Features, clients: Clients) -> bool:

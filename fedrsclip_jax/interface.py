@@ -25,6 +25,7 @@ from fedrsclip_jax.federated.engine import Diverged, Done
 from fedrsclip_jax.finished import Restored
 from fedrsclip_jax.generalisation import score_beyond
 from fedrsclip_jax.methods import find_method
+from fedrsclip_jax.methods.base import needs_patches
 from fedrsclip_jax.predict.classify import Classify, Guess
 from fedrsclip_jax.progress import Progress
 from fedrsclip_jax.prompts import imported
@@ -119,8 +120,8 @@ def make_method(method: str | Callable[..., Any] = "fedrsclip", **keys: Any) -> 
     """A method with settings.
 
     Args:
-      method: a name (`fedrsclip`, `promptfl`, `local_coop`, `fedpgp`, `fedclip`, `linear_probe`), or a class of one's
-        own: an `nnx.Module` with variables `Shared` and `Private` that has what `methods.base.Method` says.
+      method: a name (`fedrsclip`, `promptfl`, `local_coop`, `fedpgp`, `fedotp`, `fedclip`, `linear_probe`), or a class
+        of one's own: an `nnx.Module` with variables `Shared` and `Private` that has what `methods.base.Method` says.
       keys: of the group `method`, such as `context_tokens=4`.
 
     Raises:
@@ -190,7 +191,7 @@ class Federation:
             raise InputError("eval.base_to_new = True is for `fedrsclip train` and `sweep`; leave it out here")
         self._task, self._progress = backbone.task(images), Progress(quiet=quiet)
         config = dataclasses.replace(config, backbone=backbone.name, dtype=backbone.dtype, method=method.settings)
-        self._features = encode_images(config, self._task, self._progress)
+        self._features = encode_images(config, self._task, self._progress, methods=[method.make])
         if clients is None:
             clients = divide_images(config, images, self._features.readable)
         else:
@@ -273,7 +274,8 @@ class Federation:
         restored = Restored(len(self.history), own.plan.graph, own.server.shared, own.population, own.backbone)
         module = choose_module(self.config.method.name, restored, client)
         logits = partial(logits_of, module, client is None, own.backbone)
-        return Classify(self._task, logits, len(pictures)).guesses([_opened(picture) for picture in pictures])
+        grid = self._task.patch_grid(self.config.method) if needs_patches(module) else None
+        return Classify(self._task, logits, len(pictures), grid).guesses([_opened(picture) for picture in pictures])
 
 
 def _dotted(key: str) -> str:

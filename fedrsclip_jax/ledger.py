@@ -1,11 +1,14 @@
 """What a run has counted so far; saved with every checkpoint, so that a resumed run counts on."""
 
 import dataclasses
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from fedrsclip_jax.federated.engine import Done
+
+_ACCURACIES = {"global": "accuracy", "personalised": "mean"}
 
 
 @dataclass
@@ -73,6 +76,23 @@ class Ledger:
             }
         )
         self.refused = []
+
+    def last(self, lines: int = 5) -> dict[str, dict[str, float]]:
+        """Mean and standard deviation of the accuracies of the last evaluations, or of as many as there are."""
+        kept = {name: [value for _, value in self._course(name)][-lines:] for name in _ACCURACIES}
+        return {
+            name: {"mean": statistics.fmean(values), "std": statistics.pstdev(values), "evaluations": len(values)}
+            for name, values in kept.items()
+        }
+
+    def bytes_to(self, accuracy: float) -> dict[str, int | None]:
+        """Bytes sent up to the first evaluation with at least this accuracy; None where there was none."""
+        return {
+            name: next((sent for sent, value in self._course(name) if value >= accuracy), None) for name in _ACCURACIES
+        }
+
+    def _course(self, name: str) -> list[tuple[int, float]]:
+        return [(line["bytes_sent"], line[name][_ACCURACIES[name]]) for line in self.lines]
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

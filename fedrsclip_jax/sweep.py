@@ -26,6 +26,7 @@ from fedrsclip_jax.federated.together import Together, devices_of_a_run, signatu
 from fedrsclip_jax.files import read_json, write_json
 from fedrsclip_jax.grid import Grid
 from fedrsclip_jax.interrupt import Interrupt
+from fedrsclip_jax.methods import find_method
 from fedrsclip_jax.progress import Progress
 from fedrsclip_jax.report.page import write_report
 from fedrsclip_jax.report.sweep import write_results
@@ -98,7 +99,8 @@ def sweep(
     with workdir.claim(folder) as dead:
         if dead:
             progress.say(f"{folder}: taken over from {dead}, which is dead")
-        features = encode_images(grid.base, task, progress, interrupt)
+        methods = [find_method(row.runs[0].method.name) for row in grid.rows]
+        features = encode_images(grid.base, task, progress, interrupt, methods)
         write_json(folder / "identity.json", _identity(task))
         write_json(folder / "config.json", {**to_dict(grid.base), "sweep": _written(grid)})
         groups, programs = _groups(members), 0
@@ -160,7 +162,7 @@ def _check_same_images(grid: Grid) -> None:
     """All rows use the base's images and backbone: what is encoded once serves all of them."""
     for row in grid.rows:
         for key in row.values:
-            if key.startswith("data.") or key in ("backbone", "dtype", "eval.base_to_new"):
+            if key.startswith("data.") or key in ("backbone", "dtype", "eval.base_to_new", "method.patch_grid"):
                 raise InputError(
                     f"config key {key!r} cannot be varied in a sweep, whose runs share images and features"
                 )

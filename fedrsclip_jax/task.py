@@ -4,6 +4,7 @@ Images pass through the image tower here, once; nothing downstream opens one aga
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,8 @@ from fedrsclip_jax.data.split import stratified_split
 from fedrsclip_jax.data.virtual import virtual_clients
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.interrupt import Interrupt
+from fedrsclip_jax.methods import find_method
+from fedrsclip_jax.methods.base import needs_patches
 from fedrsclip_jax.progress import Progress
 
 ENCODE_BATCH = 128
@@ -83,6 +86,20 @@ class Task:
             zero_shot,
             method.class_position,
         )
+
+    def patch_grid(self, method: MethodConfig) -> int:
+        """Patches along a side that methods of patches see.
+
+        Raises:
+          InputError: `method.patch_grid` does not divide those of the image tower.
+        """
+        side = self.clip_config.image_size // self.clip_config.patch_size
+        if side % (method.patch_grid or side):
+            raise InputError(
+                f"method.patch_grid = {method.patch_grid} does not divide the {side} patches along a side of the "
+                f"backbone; use one of {', '.join(str(n) for n in range(1, side + 1) if side % n == 0)}, or 0 for all"
+            )
+        return method.patch_grid or side
 
     def context_start(self, method: MethodConfig) -> Float[Array, "context width"] | None:
         """Embeddings of the words of `method.context_init`; None where there are none."""
@@ -166,13 +183,15 @@ def load_task(config: Config, source: sources.ImageSource | None = None) -> Task
 
 
 def encode_images(
-    config: Config, task: Task, progress: Progress, interrupt: Interrupt | None = None
+    config: Config, task: Task, progress: Progress, interrupt: Interrupt | None = None, methods: Sequence[Any] = ()
 ) -> features.Features:
     """All images through the image tower, or from the cache.
 
-    Images of new classes are encoded, too, and stand in `Features.new`.
+    Images of new classes are encoded, too, and stand in `Features.new`. Where a method needs patches, their features
+    stand behind those of each image, in entries of their own.
 
     Args:
+      methods: those that train on them, as classes; by default the configuration's own and its baselines.
       interrupt: asked after each batch whether to leave; of several processes, none of which could leave alone, it is
         not asked.
 
@@ -181,6 +200,12 @@ def encode_images(
       InputError: an image cannot be read (unless `data.skip_unreadable`), or the cache cannot be written.
     """
     views, count = config.data.views, len(task.images)
+    grid = _patches(config, task, methods)
+    if grid is not None:
+        progress.say(
+            f"{features.bytes_of(count, views, (1 + grid * grid) * task.clip_config.embed) / 1e6:,.0f} MB of features, "
+            f"of {grid} x {grid} patches an image"
+        )
     total = count * (views + 1 if views > 1 else 1)
     with progress.track("encoding images", total, unit="images") as bar:
 
@@ -192,8 +217,8 @@ def encode_images(
         encode = partial(
             features.encode,
             task.images,
-            _encoder(task),
-            **_entries(config, task),
+            _encoder(task, grid),
+            **_entries(config, task, grid),
             batch_size=ENCODE_BATCH,
             skip_unreadable=config.data.skip_unreadable,
             progress=advance,
@@ -210,7 +235,7 @@ def encode_images(
 
 def images_to_encode(config: Config, task: Task) -> int:
     """How many images `encode_images` would not find in the cache, counted over all views."""
-    return features.missing(task.images, **_entries(config, task))
+    return features.missing(task.images, **_entries(config, task, _patches(config, task)))
 
 
 def time_encoding(config: Config, task: Task, seconds: float) -> dict[str, float]:
@@ -222,7 +247,7 @@ def time_encoding(config: Config, task: Task, seconds: float) -> dict[str, float
     sample = partial(
         features.trial,
         task.images,
-        _encoder(task),
+        _encoder(task, _patches(config, task)),
         views=config.data.views,
         seed=VIEW_SEED,
         batch_size=ENCODE_BATCH,
@@ -331,10 +356,12 @@ def client_domains(config: Config, source: sources.ImageSource, clients: Clients
     return [source.domain_names[domain] for domain in source.domains[images[:, 0]]]
 
 
-@partial(jax.jit, static_argnums=0)
-def _encode_images(graph, weights, images: Float[Array, "batch size size 3"]) -> Float[Array, "batch embed"]:
+@partial(jax.jit, static_argnums=(0, 3))
+def _encode_images(
+    graph, weights, images: Float[Array, "batch size size 3"], grid: int | None
+) -> Float[Array, "batch features"]:
     """Unit-norm image features; one program for all encoders of the same tower."""
-    return nnx.merge(graph, weights).encode_images(images)
+    return nnx.merge(graph, weights).encode_images(images, grid)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -343,30 +370,42 @@ def _encode_text(graph, weights, tokens: Int[Array, "texts length"]) -> Float[Ar
     return nnx.merge(graph, weights).encode_text(tokens)
 
 
-def _entries(config: Config, task: Task) -> dict[str, Any]:
-    """Where features lie in the cache; see `features.encode`."""
+def _patches(config: Config, task: Task, methods: Sequence[Any] = ()) -> int | None:
+    """Patches along a side whose features are encoded; None where no method needs them. See `encode_images`."""
+    methods = methods or [find_method(name) for name in (config.method.name, *config.baselines)]
+    return task.patch_grid(config.method) if any(map(needs_patches, methods)) else None
+
+
+def _entries(config: Config, task: Task, grid: int | None) -> dict[str, Any]:
+    """Where features lie in the cache, those with patches apart from others; see `features.encode`."""
     _, settings = preprocess.load_preprocess(task.folder)
+    key = {"weights": task.digest, "preprocess": settings, "dtype": config.dtype}
     return {
-        "key": {"weights": task.digest, "preprocess": settings, "dtype": config.dtype},
+        "key": key if grid is None else {**key, "patches": str(grid)},
         "views": config.data.views,
         "seed": VIEW_SEED,
         "cache_dir": features.default_cache_dir(),
     }
 
 
-def _encoder(task: Task) -> features.Encoder:
+def _encoder(task: Task, grid: int | None) -> features.Encoder:
     prepare, _ = preprocess.load_preprocess(task.folder)
-    return image_encoder(task.clip, prepare)
+    return image_encoder(task.clip, prepare, grid=grid)
 
 
-def image_encoder(clip: CLIP, prepare: preprocess.Preprocess, batch: int = ENCODE_BATCH) -> features.Encoder:
-    """Maps lists of up to `batch` pictures to unit-norm features; they are padded to it, so that it compiles once."""
+def image_encoder(
+    clip: CLIP, prepare: preprocess.Preprocess, batch: int = ENCODE_BATCH, grid: int | None = None
+) -> features.Encoder:
+    """Maps lists of up to `batch` pictures to unit-norm features, with `grid` to those of their patches, too.
+
+    They are padded to `batch`, so that it compiles once.
+    """
     graph, weights = nnx.split(clip)
 
     def encoder(images):
         ready = prepare(images)
         padded = np.zeros((batch, *ready.shape[1:]), np.float32)
         padded[: len(ready)] = ready
-        return np.asarray(_encode_images(graph, weights, padded))[: len(ready)]
+        return np.asarray(_encode_images(graph, weights, padded, grid))[: len(ready)]
 
     return encoder

@@ -9,6 +9,7 @@ from flax import nnx
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.methods import METHODS, find_method
 from fedrsclip_jax.methods.base import Batch, Private, Shared, Weights
+from fedrsclip_jax.methods.fedotp import transport
 from tests import toy
 from tests.conftest import REPOSITORY
 
@@ -22,7 +23,11 @@ def frozen(tiny_folder):
 
 @pytest.fixture(scope="module")
 def batch():
-    data = toy.dataset()
+    return batch_for("fedrsclip")
+
+
+def batch_for(name: str) -> Batch:
+    data = toy.dataset_for(name)
     return Batch(data.features[0, :6], data.labels[:6], jnp.asarray([True, True, True, True, False, True]))
 
 
@@ -121,7 +126,8 @@ def test_words_to_start_from(frozen):
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_padding_rows_change_neither_loss_nor_gradient(frozen, batch, name):
+def test_padding_rows_change_neither_loss_nor_gradient(frozen, name):
+    batch = batch_for(name)
     graph, shared, private = nnx.split(method(name, frozen), Shared, Private)
 
     @jax.jit
@@ -141,7 +147,8 @@ def test_padding_rows_change_neither_loss_nor_gradient(frozen, batch, name):
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_a_batch_of_padding_alone_is_finite(frozen, batch, name):
+def test_a_batch_of_padding_alone_is_finite(frozen, name):
+    batch = batch_for(name)
     graph, shared, private = nnx.split(method(name, frozen), Shared, Private)
     empty = batch._replace(mask=jnp.zeros(6, bool))
     gradients = jax.jit(jax.grad(lambda p: nnx.merge(graph, *p).loss(empty, frozen, WEIGHTS)[0]))((shared, private))
@@ -157,6 +164,7 @@ def test_what_each_method_shares(frozen):
     assert sizes("fedrsclip") == (prompt, prompt)
     assert sizes("promptfl") == (prompt, 0)
     assert sizes("local_coop") == (0, prompt)
+    assert sizes("fedotp") == (prompt, prompt)
     assert sizes("fedpgp") == (prompt, 4 * 4 + 4 * 32), "of rank 8, at most the 4 tokens"
     classes, embed = frozen.zero_shot.shape
     assert sizes("fedclip") == (2 * (embed**2 + embed), 0)
@@ -206,6 +214,70 @@ def test_fedclip_starts_as_zero_shot_and_is_its_equations(frozen, batch):
     attention = softmax(np.tanh(f @ np.asarray(module.inner[...])) @ np.asarray(module.outer[...]))
     by_hand = float(frozen.scale) * norm(attention * f) @ np.asarray(frozen.zero_shot).T
     np.testing.assert_allclose(module.global_logits(batch.features, frozen), by_hand, rtol=1e-4, atol=1e-4)
+
+
+def plan_by_hand(cost, epsilon, mass, iterations):
+    """One image's and class's transport, in the plain domain and double precision."""
+    kernel = np.exp(-np.asarray(cost, np.float64) / epsilon)
+    patches, prompts = kernel.shape
+    v = np.ones(prompts)
+    for _ in range(iterations):
+        u = 1 / patches / (kernel @ v)
+        u = u if mass == 1 else np.minimum(u, 1)
+        v = mass / prompts / (kernel.T @ u)
+    return u[:, None] * kernel * v
+
+
+@pytest.mark.parametrize("mass", [1.0, 0.6])
+def test_transport_keeps_its_sums_and_is_a_plain_loop(mass):
+    cost = np.random.default_rng(0).uniform(0.2, 1.4, (3, 9, 2)).astype(np.float32)
+    plan = np.asarray(transport(jnp.asarray(cost), 0.1, mass, 60))
+    np.testing.assert_allclose(plan.sum(axis=1), mass / 2, rtol=1e-5)
+    given = plan.sum(axis=2)
+    assert given.max() <= 1 / 9 * 1.01, "no patch gives more than it has, up to what iterations leave open"
+    if mass == 1:
+        np.testing.assert_allclose(given, 1 / 9, rtol=1e-4)
+    else:
+        assert given.min() < 0.5 / 9, "who fits neither prompt gives less"
+    for own, by_hand in zip(plan, (plan_by_hand(c, 0.1, mass, 60) for c in cost), strict=True):
+        np.testing.assert_allclose(own, by_hand, rtol=1e-4, atol=1e-7)
+    tiny = transport(jnp.asarray(cost), 0.001, mass, 60)  # exp(-1400) is zero in any float
+    assert bool(jnp.isfinite(tiny).all())
+
+
+def test_fedotp_is_its_equations(frozen):
+    batch = batch_for("fedotp")
+    module = method("fedotp", frozen, **{"method.transport_mass": "0.7", "method.transport_iterations": "9"})
+    shared, private = module.shared[...], module.private[...]
+    texts = np.stack([np.asarray(encode(frozen, prompt)) for prompt in (shared, private)])
+    patches = np.asarray(batch.features).reshape(6, 5, 16)[:, 1:]
+
+    def logits(texts):
+        similar = np.einsum("ijd,pcd->icjp", patches, texts)
+        plans = [[plan_by_hand(1 - s, 0.1, 0.7, 9) for s in image] for image in similar]
+        return float(frozen.scale) / 0.7 * (np.asarray(plans) * similar).sum(axis=(2, 3))
+
+    np.testing.assert_allclose(module.personal_logits(batch.features, frozen), logits(texts), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(module.global_logits(batch.features, frozen), logits(texts[:1]), rtol=1e-4, atol=1e-4)
+    whole = method("fedotp", frozen, **{"method.transport_mass": "1"})
+    mean = float(frozen.scale) * patches.mean(axis=1) @ texts[0].T
+    np.testing.assert_allclose(whole.global_logits(batch.features, frozen), mean, rtol=1e-4, atol=1e-4)
+
+
+def test_the_gradient_of_a_transport_is_its_plan():
+    """The envelope theorem, by finite differences of the entropic objective, which the plan minimises."""
+    cost = np.random.default_rng(1).uniform(0.2, 1.4, (5, 2))
+
+    def objective(cost):
+        plan = plan_by_hand(cost, 0.1, 1.0, 500)
+        return (plan * cost).sum() + 0.1 * (plan * (np.log(plan) - 1)).sum()
+
+    plan, numeric, step = np.asarray(transport(jnp.asarray(cost, jnp.float32), 0.1, 1.0, 500)), np.zeros((5, 2)), 1e-5
+    for at in np.ndindex(5, 2):
+        change = np.zeros((5, 2))
+        change[at] = step
+        numeric[at] = (objective(cost + change) - objective(cost - change)) / (2 * step)
+    np.testing.assert_allclose(plan, numeric, atol=1e-5)
 
 
 def test_a_linear_probe_knows_nothing_at_first(frozen, batch):

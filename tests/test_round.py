@@ -26,7 +26,7 @@ def frozen(tiny_folder):
 def game(name: str, frozen, *, devices=1, lanes=1, views=1, **overrides) -> toy.Game:
     config = toy.settings(**{"method.name": name, **overrides})
     make = partial(METHODS[name], config.method, frozen)
-    return toy.Game(make, config, frozen, toy.dataset(views), devices=devices, lanes=lanes)
+    return toy.Game(make, config, frozen, toy.dataset_for(name, views), devices=devices, lanes=lanes)
 
 
 def slope(frozen, *, features=None, devices=1, lanes=1, **overrides) -> toy.Game:

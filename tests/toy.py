@@ -17,7 +17,8 @@ from fedrsclip_jax.federated.client import Dataset, Hyper, LocalPlan, Members
 from fedrsclip_jax.federated.cohort import lay_out
 from fedrsclip_jax.federated.mesh import SPLIT_BY_ROUND, make_mesh, replicate, spread
 from fedrsclip_jax.federated.round import RoundPlan, Schedule, run_rounds
-from fedrsclip_jax.methods.base import Batch, Private, Shared, Weights
+from fedrsclip_jax.methods import find_method
+from fedrsclip_jax.methods.base import Batch, Private, Shared, Weights, needs_patches
 
 CLASSES = ("forest", "storage tank", "river")
 COUNTS = (7, 3, 12, 5, 1, 9, 4, 6, 11, 2)  # images of each client: ragged, one with a single image
@@ -31,11 +32,17 @@ def backbone(folder: Path, class_position: str = "end") -> Backbone:
     return Backbone(clip.text, jnp.exp(clip.logit_scale[...]), names, zero_shot, class_position)
 
 
-def dataset(views: int = 1, embed: int = 16) -> Dataset:
+def dataset(views: int = 1, embed: int = 16, patches: int = 0) -> Dataset:
     rng = np.random.default_rng(0)
-    features = rng.normal(size=(views, sum(COUNTS), embed)).astype(np.float32)
+    features = rng.normal(size=(views, sum(COUNTS), 1 + patches, embed)).astype(np.float32)
     features /= np.linalg.norm(features, axis=-1, keepdims=True)
+    features = features.reshape(views, sum(COUNTS), -1)
     return Dataset(jnp.asarray(features), jnp.asarray(rng.integers(0, len(CLASSES), sum(COUNTS)), jnp.int32))
+
+
+def dataset_for(name: str, views: int = 1) -> Dataset:
+    """Features that a method reads: with four patches an image where it needs them."""
+    return dataset(views, patches=4 if needs_patches(find_method(name)) else 0)
 
 
 def rows_of(client: int) -> np.ndarray:

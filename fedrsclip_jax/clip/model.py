@@ -1,6 +1,8 @@
 """CLIP: two towers and a temperature."""
 
+import math
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -68,17 +70,32 @@ class CLIP(nnx.Module):
         """Unit-norm image features of preprocessed images."""
         return unit(self.vision(images))
 
-    def encode_images(self, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch embed"]:
-        """Likewise of many images, without a gradient: on a CPU a few at a time."""
+    def encode_patches(self, images: Float[Array, "batch height width 3"], grid: int) -> Float[Array, "batch features"]:
+        """Unit-norm features of each image and behind them those of its patches, end to end.
+
+        Args:
+          grid: patches along a side, to which those of the tower are averaged; it divides theirs.
+        """
+        whole, patches = jnp.split(self.vision.tokens(images), [1], axis=1)
+        side = math.isqrt(patches.shape[1])
+        cells = patches.reshape(len(images), grid, side // grid, grid, side // grid, -1)
+        pooled = jnp.mean(cells, axis=(2, 4)).reshape(len(images), grid * grid, -1)
+        return unit(jnp.concatenate([whole, pooled], axis=1)).reshape(len(images), -1)
+
+    def encode_images(
+        self, images: Float[Array, "batch height width 3"], grid: int | None = None
+    ) -> Float[Array, "batch features"]:
+        """Features of many images, with `grid` those of patches too, without a gradient: on a CPU a few at a time."""
+        encode = self.encode_image if grid is None else partial(self.encode_patches, grid=grid)
         count = max(1, ROWS_IN_CACHE // self.vision.position.shape[0])
         if jax.default_backend() != "cpu" or len(images) <= count:
-            return self.encode_image(images)
+            return encode(images)
         even = len(images) // count * count
         turns = images[:even].reshape(-1, count, *images.shape[1:])
-        features = jax.lax.map(self.encode_image, turns).reshape(even, -1)
+        features = jax.lax.map(encode, turns).reshape(even, -1)
         if even == len(images):
             return features
-        return jnp.concatenate([features, self.encode_image(images[even:])])
+        return jnp.concatenate([features, encode(images[even:])])
 
 
 def unit(x: Float[Array, "*batch embed"]) -> Float[Array, "*batch embed"]:

@@ -26,14 +26,25 @@ class VisionTower(nnx.Module):
 
     def __call__(self, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch embed"]:
         """Projected features, not yet of unit norm, fp32; `images` are preprocessed (normalised)."""
+        x = self._embedded(images)
+        *blocks, last = self.blocks
+        for block in blocks:
+            x = block(x)
+        return self.projection(self.norm_post(last.first(x))).astype(jnp.float32)
+
+    def tokens(self, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch tokens embed"]:
+        """Likewise at every token: the class token, then the patches by rows of the image."""
+        x = self._embedded(images)
+        for block in self.blocks:
+            x = block(x)
+        return self.projection(self.norm_post(x)).astype(jnp.float32)
+
+    def _embedded(self, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch tokens channels"]:
+        """Class token and patches in front of the blocks."""
         n, height, width, _ = images.shape
         size = self.patch_size
         patches = images.reshape(n, height // size, size, width // size, size, 3).transpose(0, 1, 3, 2, 4, 5)
         kernel = self.patch.kernel[...]
         x = self.patch(patches.reshape(n, -1, 3 * size**2).astype(kernel.dtype))
         first = jnp.broadcast_to(self.class_token[...], (n, 1, x.shape[-1]))
-        x = self.norm_pre(jnp.concatenate([first, x], axis=1) + self.position[...][None])
-        *blocks, last = self.blocks
-        for block in blocks:
-            x = block(x)
-        return self.projection(self.norm_post(last.first(x))).astype(jnp.float32)
+        return self.norm_pre(jnp.concatenate([first, x], axis=1) + self.position[...][None])

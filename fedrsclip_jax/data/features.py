@@ -44,7 +44,8 @@ class Features:
     """Image features, read memory-mapped.
 
     Attributes:
-        plain: features of the pictures as they are, for testing; rows of unreadable images are zero.
+        plain: features of the pictures as they are, for testing; rows of unreadable images are zero. What the encoder
+            says of an image's patches stands behind what it says of the whole image.
         views: features for training, one array a view: `(plain,)`, or augmented views only.
         readable: False for images that could not be decoded.
         new: of images of classes that the federation does not see, where they are asked for.
@@ -60,6 +61,19 @@ class Features:
         plain = self.plain[images]
         views = (plain,) if len(self.views) == 1 else tuple(view[images] for view in self.views)
         return dataclasses.replace(self, plain=plain, views=views, readable=self.readable[images])
+
+    def narrowed(self, width: int) -> "Features":
+        """The first `width` numbers of each row: of features with patches, those of the whole images."""
+        if self.plain.shape[1] == width:
+            return self
+        views = tuple(view[:, :width] for view in self.views)
+        new = None if self.new is None else self.new.narrowed(width)
+        return Features(self.plain[:, :width], views, self.readable, new)
+
+
+def bytes_of(images: int, views: int, width: int) -> int:
+    """What features of `width` numbers take on the disk."""
+    return 4 * images * (views + 1 if views > 1 else 1) * width
 
 
 def default_cache_dir() -> Path:

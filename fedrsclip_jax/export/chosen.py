@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from fedrsclip_jax.clip.backbone import Backbone
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.finished import FinishedRun, Restored
-from fedrsclip_jax.methods.base import Private, Shared
+from fedrsclip_jax.methods.base import Private, Shared, cosines, needs_patches
 from fedrsclip_jax.prompts import Prompts
 
 
@@ -46,6 +46,8 @@ class Model:
     def combine(self) -> str:
         """How prompts become logits: `single`, or `method.combine` where there are two."""
         both = self.prompts is not None and len(self.prompts.present) == 2
+        if both and self.grid is not None:
+            return "logits"
         return self.run.config.method.combine if both else "single"
 
     @property
@@ -55,9 +57,21 @@ class Model:
         there = list(self.prompts.present.values())
         return np.concatenate(there)[None] if self.combine == "concat" else np.stack(there)
 
-    def logits(self, features: Float[np.ndarray, "images embed"]) -> Float[np.ndarray, "images classes"]:
-        """By the method's own definition."""
+    @property
+    def grid(self) -> int | None:
+        """Patches along a side of an image that it reads; None of a method that reads whole images alone."""
+        return self.run.task.patch_grid(self.run.config.method) if needs_patches(self.module) else None
+
+    def logits(self, features: Float[np.ndarray, "images features"]) -> Float[np.ndarray, "images classes"]:
+        """By the method's own definition; where there is a `grid`, features of patches follow those of each image."""
         return logits_of(self.module, self.client is None, self.backbone, features)
+
+    def exported_logits(self, features: Float[np.ndarray, "images embed"]) -> Float[np.ndarray, "images classes"]:
+        """What an export stands for: `logits`; where there is a `grid`, the mean of its prompts' on whole images."""
+        if self.grid is None:
+            return self.logits(features)
+        texts = jnp.mean(self.backbone.encode(jnp.asarray(self.contexts)), axis=0)
+        return np.asarray(self.backbone.scale * cosines(jnp.asarray(features), texts))
 
     def class_weights(self) -> Float[np.ndarray, "classes embed"]:
         """Vectors w with logits = scale x features @ w.T; logits are linear in features, and the identity reads w off.

@@ -46,12 +46,12 @@ MODELS = {
     "fedtpg": _prompts("fedtpg", layouts.check_single, layouts.write_fedtpg, "torch"),
     "safetensors": _prompts("safetensors", layouts.check_prompts, layouts.write_safetensors),
     "classifier": Format(
-        lambda model: None,
+        lambda model: layouts.check_linear(model, "classifier"),
         classifier.write_classifier,
         lambda model, folder, pictures, clip: classifier.run_classifier(folder, pictures),
     ),
     "onnx": Format(
-        lambda model: None,
+        lambda model: layouts.check_linear(model, "onnx"),
         lambda model, folder, copied: onnx.write_onnx(model, folder),
         lambda model, folder, pictures, clip: onnx.run_onnx(folder, pictures),
         ("torch", "onnx", "onnxscript", "onnxruntime"),

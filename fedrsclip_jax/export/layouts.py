@@ -11,7 +11,7 @@
 PyTorch files hold `{"state_dict": ..., "epoch": ROUND}` of tensors and integers alone, so that they load with
 `weights_only=True`. Beside those of Dassl's layout a text file `checkpoint` names them. What FedOTP computes from its
 two prompts is its own (an optimal transport to patches of an image); certificates compare the two combined as the
-run's method does.
+run's method does, or, of a run of FedOTP, the mean of the prompts' logits on whole images.
 """
 
 import json
@@ -25,6 +25,7 @@ from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.export.chosen import Model
 from fedrsclip_jax.export.sequences import sequences
 from fedrsclip_jax.files import write_text
+from fedrsclip_jax.methods.base import needs_patches
 
 LEARNER = "prompt_learner"
 
@@ -59,7 +60,7 @@ def check_pair(model: Model, kind: str) -> None:
     assert model.prompts is not None
     if len(model.prompts.present) < 2:
         method = model.run.config.method.name
-        remedy = "name a client with --client=K" if method == "fedrsclip" else "use --format=coop"
+        remedy = "name a client with --client=K" if method in ("fedrsclip", "fedotp") else "use --format=coop"
         raise InputError(
             f"--format={kind} holds a shared and a private prompt; {model.name} of {method} has one; {remedy}"
         )
@@ -71,6 +72,15 @@ def check_prompts(model: Model, kind: str) -> None:
         raise InputError(
             f"--format={kind} holds text prompts, and {model.run.config.method.name} trains something else; "
             "use --format=classifier"
+        )
+
+
+def check_linear(model: Model, kind: str) -> None:
+    """Refuses models whose logits are not one product of an image's features."""
+    if needs_patches(model.module):
+        raise InputError(
+            f"--format={kind} reads one feature an image, and {model.run.config.method.name} reads those of its "
+            "patches; use --format=fedotp or safetensors"
         )
 
 

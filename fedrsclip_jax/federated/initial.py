@@ -15,7 +15,7 @@ from fedrsclip_jax.federated.population import Population
 from fedrsclip_jax.methods.base import Private, Shared
 
 # Streams of the run's key.
-SHARED, PRIVATE, ROUNDS = range(3)
+SHARED, PRIVATE, ROUNDS, FINE_TUNING = range(4)
 _WEIGHTS: Any = {"pacl_weight": 0.0, "cmfac_weight": 0.0, "contrastive_weight": 0.0, "temperature": 1.0}
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import jax
@@ -59,6 +60,17 @@ def fetch(tree: PyTree) -> PyTree:
         return np.asarray(leaf)
 
     return jax.tree.map(one, tree)
+
+
+def as_varying(x: jax.Array, axes: tuple[str | None, ...] = (AXIS,)) -> jax.Array:
+    """A value that each device along some axes is free to change, as the carry of a loop over its own clients must be.
+
+    An axis of None is none.
+    """
+    for axis in filter(None, axes):
+        with suppress(ValueError):  # it varies already, which JAX versions tell in different ways
+            x = jax.lax.pcast(x, axis, to="varying")
+    return x
 
 
 def memory_limit(mesh: Mesh) -> int | None:

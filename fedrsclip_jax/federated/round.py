@@ -6,7 +6,6 @@ Nothing else crosses between devices, and private variables never leave theirs. 
 one dispatch, so that nothing waits for the host between them.
 """
 
-from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -26,7 +25,7 @@ from fedrsclip_jax.federated.aggregate import (
     step_server,
 )
 from fedrsclip_jax.federated.client import AnyArray, Brief, Client, Dataset, Hyper, LocalPlan, Members, Training
-from fedrsclip_jax.federated.mesh import AXIS, SAME, SPLIT, SPLIT_BY_ROUND
+from fedrsclip_jax.federated.mesh import AXIS, SAME, SPLIT, SPLIT_BY_ROUND, as_varying
 from fedrsclip_jax.federated.sums import by_row, ordered_weighted_sum, weighted_sum
 
 
@@ -157,7 +156,7 @@ def rounds_on_device(
 ) -> tuple[Server, PyTree, Outcome]:
     """What one device does in `run_rounds`, on its part of each argument; for `shard_map` over the axis of clients."""
     room, slots = schedule.slots.shape
-    varying = partial(_varying, axes=(AXIS, plan.runs))
+    varying = partial(as_varying, axes=(AXIS, plan.runs))
 
     def one_round(state):
         number, server, private, alive, outcome = state
@@ -199,7 +198,7 @@ def rounds_on_device(
             jax.tree.map(lambda leaf: leaf[0], private)
         )
     ).sums
-    of_run = partial(_varying, axes=(plan.runs,))
+    of_run = partial(as_varying, axes=(plan.runs,))
     outcome = Outcome(
         {name: of_run(jnp.zeros(room)) for name in names},
         of_run(jnp.zeros(room, bool)),
@@ -244,7 +243,7 @@ def _train(
     """Trains the clients of a device by the timetable of a round."""
     briefs = jax.vmap(client.brief, in_axes=(0, None))(members, key)
     slots, lanes = now.slots.shape[0], now.turns.shape[1]
-    varying = partial(_varying, axes=(AXIS, plan.runs))
+    varying = partial(as_varying, axes=(AXIS, plan.runs))
     if lanes == 1 and plan.runs is None:
         # Whoever is alone works to the end; what it carries need not wait in a table between its turns.
         def alone(arguments):
@@ -295,17 +294,6 @@ def _reduce(plan: RoundPlan, deltas, weights, sums, counted, refused, places) ->
         ordered_weighted_sum(sums, jnp.ones_like(weights)),
         jnp.sum(marks),
     )
-
-
-def _varying(x: Array, axes: tuple[str | None, ...]) -> Array:
-    """A value that each device along some axes is free to change, as the carry of a loop over its own clients must be.
-
-    An axis of None is none.
-    """
-    for axis in filter(None, axes):
-        with suppress(ValueError):  # it varies already, which JAX versions tell in different ways
-            x = jax.lax.pcast(x, axis, to="varying")
-    return x
 
 
 def _finite(tree: PyTree, axes: int = 1) -> Bool[Array, "..."]:

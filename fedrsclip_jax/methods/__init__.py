@@ -4,6 +4,7 @@ import difflib
 
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.methods.fedclip import FedCLIP
+from fedrsclip_jax.methods.fedotp import FedOTP
 from fedrsclip_jax.methods.fedpgp import FedPGP
 from fedrsclip_jax.methods.fedrsclip import FedRSCLIP
 from fedrsclip_jax.methods.linear_probe import LinearProbe
@@ -15,6 +16,7 @@ METHODS = {
     "promptfl": PromptFL,
     "local_coop": LocalCoOp,
     "fedpgp": FedPGP,
+    "fedotp": FedOTP,
     "fedclip": FedCLIP,
     "linear_probe": LinearProbe,
 }
@@ -24,6 +26,7 @@ TITLES = {
     "promptfl": "PromptFL",
     "local_coop": "local CoOp",
     "fedpgp": "FedPGP",
+    "fedotp": "FedOTP",
     "fedclip": "FedCLIP",
     "linear_probe": "linear probe",
     "fedrsclip": "FedRSCLIP",

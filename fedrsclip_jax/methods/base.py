@@ -4,7 +4,7 @@ The engine never names a method. It splits a module by `Shared` and `Private`; t
 averaged by the server, the second stays with its client. A method with only one of the two is as good.
 """
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -29,12 +29,12 @@ class Batch(NamedTuple):
     """One step's images of one client.
 
     Attributes:
-      features: unit-norm image features.
+      features: unit-norm image features; of a method that needs patches, each row goes on with those of its patches.
       labels: classes.
       mask: False on padding rows, which change nothing.
     """
 
-    features: Float[Array, "batch embed"]
+    features: Float[Array, "batch features"]
     labels: Int[Array, " batch"]
     mask: Bool[Array, " batch"]
 
@@ -74,6 +74,11 @@ class Method(Protocol):
     ) -> Float[Array, "batch classes"]:
         """Logits of one client's model, from shared and private variables."""
         ...
+
+
+def needs_patches(method: Any) -> bool:
+    """Whether a method reads features of patches, which it says by a class attribute `patches = True`."""
+    return getattr(method, "patches", False)
 
 
 def draw_prompt(

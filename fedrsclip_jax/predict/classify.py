@@ -40,17 +40,18 @@ class Classify:
       batch: pictures at a time, at most.
     """
 
-    def __init__(self, task: Task, logits: Callable[[np.ndarray], np.ndarray], expected: int):
+    def __init__(self, task: Task, logits: Callable[[np.ndarray], np.ndarray], expected: int, grid: int | None = None):
         """
         Args:
           task: whose CLIP encodes the pictures, prepared as in training.
-          logits: [batch, classes] from features [batch, embed].
+          logits: [batch, classes] from features [batch, features].
           expected: pictures in all; of fewer than a full batch, the batch is the next power of two.
+          grid: patches along a side whose features follow those of a picture; None where `logits` needs none.
         """
         self.class_names = tuple(task.source.class_names)
         self.batch = min(ENCODE_BATCH, 1 << max(expected - 1, 0).bit_length())
         prepare, _ = load_preprocess(task.folder)
-        self._encode, self._logits = image_encoder(task.clip, prepare, self.batch), logits
+        self._encode, self._logits = image_encoder(task.clip, prepare, self.batch, grid), logits
 
     def probabilities(
         self, pictures: Sequence[UInt8[np.ndarray, "_height _width 3"]]

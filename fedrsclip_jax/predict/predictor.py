@@ -111,7 +111,7 @@ def predict(request: Request, overrides: Sequence[tuple[str, str]], progress: Pr
         outcome.notes.append(
             f"warning: client {model.client} never took part; its private prompt is its initial draw, untrained"
         )
-    work = _Work(request, cut, plan, Classify(run.task, model.logits, plan.expected), outcome)
+    work = _Work(request, cut, plan, Classify(run.task, model.logits, plan.expected, model.grid), outcome)
     with progress.track("predicting", plan.expected, unit="images") as bar:
         if request.output is None:
             if isinstance(sys.stdout, io.TextIOWrapper):

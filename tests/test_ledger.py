@@ -1,0 +1,27 @@
+"""What a run's books say of its course, on lines written by hand."""
+
+import pytest
+
+from fedrsclip_jax.ledger import Ledger
+
+
+def books(*course: tuple[int, float, float]) -> Ledger:
+    ledger = Ledger()
+    for number, (sent, pooled, own) in enumerate(course, 1):
+        ledger.round, ledger.bytes_sent = number, sent
+        ledger.write_line({"global": {"accuracy": pooled}, "personalised": {"mean": own}})
+    return ledger
+
+
+def test_bytes_to_an_accuracy_are_those_of_the_first_line_that_has_it():
+    ledger = books((100, 0.2, 0.5), (200, 0.6, 0.4), (300, 0.3, 0.9))
+    assert ledger.bytes_to(0.5) == {"global": 200, "personalised": 100}
+    assert ledger.bytes_to(0.9) == {"global": None, "personalised": 300}
+
+
+def test_the_last_evaluations():
+    ledger = books((1, 0.9, 0.9), *[(number, 0.1 * number, 0.5) for number in range(2, 7)])
+    last = ledger.last()
+    assert last["global"] == {"mean": pytest.approx(0.4), "std": pytest.approx(0.02**0.5), "evaluations": 5}
+    assert last["personalised"] == {"mean": pytest.approx(0.5), "std": pytest.approx(0), "evaluations": 5}
+    assert books((1, 0.2, 0.3)).last()["global"]["evaluations"] == 1
