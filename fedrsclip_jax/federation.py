@@ -81,6 +81,11 @@ class Federation(Engine):
             key = jax.random.fold_in(jax.random.key(config.seed), FINE_TUNING)
             self._tuning = FineTuning(local, self.hyper, replicate(self.plan.mesh, key))
 
+    @property
+    def width(self) -> int:
+        """Numbers of an image's features, with those of patches where the method needs them."""
+        return self._plain.features.shape[-1]
+
     def score(self, complete: bool = True) -> dict[str, Any]:
         """The scores as they stand; `complete` adds every personal model on all pooled images."""
         return score_federation(

@@ -11,8 +11,6 @@ from fedrsclip_jax.evaluate import answer_pooled, score_by_client, score_persona
 from fedrsclip_jax.federated.client import Dataset
 from fedrsclip_jax.federated.mesh import replicate
 from fedrsclip_jax.federation import Federation
-from fedrsclip_jax.methods import find_method
-from fedrsclip_jax.methods.base import needs_patches
 from fedrsclip_jax.task import Task, split
 
 
@@ -22,8 +20,7 @@ def score_beyond(federation: Federation, task: Task, features: Features, scores:
     Args:
       scores: of the federation's own clients and classes; see `evaluate.score_federation`.
     """
-    if not needs_patches(find_method(federation.config.method.name)):
-        features = features.narrowed(task.clip_config.embed)
+    features = features.narrowed(federation.width)
     beyond = {}
     if federation.clients.unseen is not None:
         beyond["unseen"] = score_unseen(federation, features)
