@@ -79,6 +79,11 @@ def test_a_sweep_is_its_runs_and_tells_what_they_show(command, tmp_path):
     picture = np.asarray(Image.open(folder / "pictures" / "by_method.pacl_weight.png").convert("L"))
     assert picture.std() > 5
 
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png") == 1
+    assert f"Highest is pacl_weight={'1.5' if np.mean(own[2:]) > np.mean(own[:2]) else '0'} with" in page
+    assert page.count("/report.html") == 4, "each run has a page of its own"
+
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("summary.json")}
     assert command("sweep", "sweep", WEIGHTS, "--config.sweep.seeds=3")[0] == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before, "what is there is not done again"
