@@ -162,6 +162,30 @@ def test_a_whole_configuration(federation, tiny_folder):
     assert [done.figures for done in whole.run(3)] == [done.figures for done in federation.history[:3]]
 
 
+def test_images_that_cannot_be_read_are_nobodys(tiny_folder, tmp_path, refused, backbone):
+    from tests.end_to_end.conftest import photographs
+
+    photographs(tmp_path / "photos", {"river": 12, "lake": 12})
+    broken = sorted((tmp_path / "photos" / "lake").iterdir())[0]
+    broken.write_bytes(broken.read_bytes()[:40])
+    keys = {f"partition__{key}": value for key, value in (CLIENTS | {"kind": "iid"}).items()} | STEPS
+    config = frs.load_config(
+        backbone=str(tiny_folder), data__source=f"folder:{tmp_path / 'photos'}", data__skip_unreadable=True, **keys
+    )
+    federation = frs.Federation.of(config)
+    assert sum(federation.clients.counts(np.arange(2), split).sum() for split in ("train", "test")) == 23
+    images = frs.load_images(f"folder:{tmp_path / 'photos'}")
+    clients = frs.make_clients(images, kind="iid", **CLIENTS)
+    with refused("clients: image", "cannot be read"):
+        frs.Federation(frs.make_method(), backbone, images, clients, data__skip_unreadable=True, **STEPS)
+
+
+def test_clients_of_other_images_are_refused(refused, backbone, images):
+    more = frs.load_images("scenes", scenes__count=96, image_size=32)
+    with refused("clients: they own image", "make them of these"):
+        frs.Federation(frs.make_method(), backbone, images, frs.make_clients(more, **CLIENTS), **STEPS)
+
+
 def test_bad_input_is_one_line(refused, backbone, images, clients, federation, tmp_path):
     with refused("unknown config key 'local.learning_rat'", "local.learning_rate"):
         frs.Federation(frs.make_method(), backbone, images, clients, local__learning_rat=1)
@@ -183,5 +207,11 @@ def test_bad_input_is_one_line(refused, backbone, images, clients, federation, t
         federation.predict([tmp_path / "nowhere.png"])
     with refused("eval.base_to_new = True"):
         frs.Federation(frs.make_method(), backbone, images, clients, eval__base_to_new=True)
+    with refused("method__pacl_weight", "make_method"):
+        frs.Federation(frs.make_method(), backbone, images, clients, method__pacl_weight=0)
+    with refused("partition__alpha", "make_clients"):
+        frs.Federation(frs.make_method(), backbone, images, clients, partition__alpha=1)
+    with refused("kind = 'virtual'", "Federation.of"):
+        frs.make_clients(images, "virtual")
     with refused("rounds = 0"):
         federation.run(0)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -217,6 +218,31 @@ def test_bands_scaling_and_missing_data(here):
     write_scene("real.tif", real)
     with Scene(here / "real.tif", 40, 40, None) as scene:
         assert all(np.ptp(scene.picture(tile)) == 255 for tile in scene.tiles)
+
+
+def test_a_scene_with_a_damaged_block_keeps_its_answers(predict, here):
+    scene = write_scene(here / "torn.tif", noise(128, 128, 3), tiled=True, blockxsize=64, blockysize=64)
+    scene.write_bytes(scene.read_bytes()[:-2000])
+    Image.fromarray(noise(40, 50, 3)).save("good.png")
+    code, _, err = predict("good.png", "torn.tif", "--tile=64", "--output=answers.csv")
+    assert (code, err.count("Traceback")) == (0, 0), err
+    answers = rows((here / "answers.csv").read_text())
+    assert {row["path"] for row in answers} == {"good.png", "torn.tif"}
+    assert "1 of 4 tiles cannot be read" in err
+    assert "torn.tif: no overlay" in err
+    assert (here / "torn.predicted.geojson").is_file()
+    assert not (here / "torn.predicted.png").exists()
+
+
+def test_names_that_are_formulas_or_no_text_at_all(predict, here):
+    """A dollar starts no formula in the overlay; a file's name may be in an encoding of long ago."""
+    write_scene(here / "5$ and $6^.tif", noise(300, 300, 3))
+    old = b"for\xeat.png"
+    Image.fromarray(noise(40, 50, 3)).save("new.png")
+    os.rename(b"new.png", old)
+    code, _, err = predict("5$ and $6^.tif", os.fsdecode(old), "--output=answers.csv")
+    assert code == 0, err
+    assert old in (here / "answers.csv").read_bytes()
 
 
 def test_a_scene_larger_than_its_overview_is_read_by_windows(here):

@@ -14,6 +14,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -114,6 +115,24 @@ def check(command: list[str]) -> None:
             subprocess.run([Path(sys.executable).with_name("shellcheck"), REPOSITORY / name], check=True)
     if program == "launch/local.sh" and words[0] != "test":
         check([OURS[0], *words])
+
+
+@pytest.mark.parametrize(
+    "line", sorted(set(re.findall(r"`((?:\.venv/bin/)?fedrsclip \w[^`]*|python -m [^`]*)`", README))), ids=str
+)
+def test_commands_in_a_sentence_name_what_is_there(line, capsys):
+    """They may lack what a whole command needs."""
+    program, verb, *words = shlex.split(line)
+    if program == "python":
+        assert find_spec(words[0]) is not None
+        return
+    with pytest.raises(SystemExit):
+        cli.main([verb, "--help"])
+    shown = capsys.readouterr().out
+    flags = [word.partition("=")[0] for word in words if word.startswith("--") and not word.startswith("--config.")]
+    assert all(re.search(rf"{flag}\b", shown) for flag in flags), flags
+    keys = [word.removeprefix("--config.") for word in words if word.startswith("--config.")]
+    configuration.resolve(configuration.Config, {}, [tuple(key.split("=", 1)) for key in keys])
 
 
 @pytest.mark.parametrize("block", CODE, ids=first_line)
