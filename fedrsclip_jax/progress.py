@@ -1,8 +1,9 @@
 """What a person sees while a run works: a live bar in a terminal, a plain line now and then elsewhere."""
 
 import math
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -51,7 +52,7 @@ class Progress:
 
         Args:
           done: of `total`, finished before; they say nothing of the time left.
-          waits: what is shown in a terminal until the first report.
+          waits: what is shown until the first report.
         """
         name = f"{self.place}{name}"
         if self.quiet:
@@ -69,7 +70,9 @@ class Progress:
                 task = live.add_task(name, total=total, completed=done, figures=waits)
                 yield Bar(lambda done, figures: live.update(task, completed=done, figures=_line(figures)))
         else:
-            yield Bar(_Plain(self, name, total, unit, done))
+            plain = _Plain(self, name, total, unit, done, waits)
+            with _repeated(plain.again):
+                yield Bar(plain)
 
 
 def duration(seconds: float) -> str:
@@ -87,27 +90,59 @@ class _Figures(ProgressColumn):
         return Text(task.fields["figures"], no_wrap=True, overflow="ellipsis")
 
 
-class _Plain:
-    """The first line and the last one, and between them one every PLAIN_SECONDS."""
+@contextmanager
+def _repeated(function: Callable[[], None]) -> Iterator[None]:
+    """Calls a function every PLAIN_SECONDS, on a thread of its own, until the body ends."""
+    ended = threading.Event()
 
-    def __init__(self, progress: Progress, name: str, total: int, unit: str, done: int):
+    def repeat() -> None:
+        while not ended.wait(PLAIN_SECONDS):
+            function()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+class _Plain:
+    """The first line and the last one, and between them one every PLAIN_SECONDS, also while nothing gets done."""
+
+    def __init__(self, progress: Progress, name: str, total: int, unit: str, done: int, waits: str):
         self.progress, self.name, self.total, self.unit = progress, name, total, unit
         self.began, self.last = time.monotonic(), -math.inf
-        self.done = done
+        self.done, self.figures = done, waits
+        self.lock = threading.Lock()
         self.first: tuple[int, float] | None = None  # until then a program was compiled, which no later round does
 
     def __call__(self, done: int, figures: dict[str, float]) -> None:
+        with self.lock:
+            self._advanced(done, figures)
+
+    def again(self) -> None:
+        """Says how it stands, if nothing was said for long, as while a program compiles."""
+        with self.lock:
+            now = time.monotonic()
+            if now - max(self.last, self.began) >= PLAIN_SECONDS and self.done < self.total:
+                self.last = now
+                line = f"{self.name}: {self.done}/{self.total} {self.unit}, {duration(now - self.began)}"
+                self.progress.say("  ".join(part for part in (line, self.figures) if part))
+
+    def _advanced(self, done: int, figures: dict[str, float]) -> None:
         now = time.monotonic()
         if done == self.done or (now - self.last < PLAIN_SECONDS and done < self.total):
             return
-        self.last, self.done = now, done
+        self.last, self.done, self.figures = now, done, _line(figures)
         line = f"{self.name}: {done}/{self.total} {self.unit}, {duration(now - self.began)}"
         if self.first is None:
             self.first = done, now
         else:
             left = (now - self.first[1]) / (done - self.first[0]) * (self.total - done)
             line += f", {duration(left)} left"
-        self.progress.say("  ".join(part for part in (line, _line(figures)) if part))
+        self.progress.say("  ".join(part for part in (line, self.figures) if part))
 
 
 def _line(figures: dict[str, float]) -> str:

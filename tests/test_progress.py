@@ -2,6 +2,7 @@
 
 import io
 import re
+import time
 
 import pytest
 from rich.console import Console
@@ -48,6 +49,17 @@ def test_a_log_gets_a_line_a_minute_and_knows_the_time_left(monkeypatch):
         "2/9 training: 47/50 rounds, 32 min, 75 s left",
         "2/9 training: 50/50 rounds, 34 min, 0 s left",
     ]
+
+
+def test_a_log_hears_of_a_phase_in_which_nothing_gets_done(monkeypatch):
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.01)
+    stream = io.StringIO()
+    shown = Progress(console=Console(file=stream, highlight=False))
+    with shown.track("training", 3, unit="rounds", waits="compiling"):
+        while stream.getvalue().count("\n") < 2:
+            time.sleep(0.01)
+    lines = stream.getvalue().splitlines()
+    assert all(re.fullmatch(r"training: 0/3 rounds, \d+ s  compiling", line) for line in lines)
 
 
 @pytest.mark.parametrize(
