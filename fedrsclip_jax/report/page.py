@@ -216,14 +216,14 @@ def _sweep(folder: Path) -> tuple[str, str]:
         "images, mean ± standard deviation over seeds. Differences and p (t test, uncorrected) are paired by seed, "
         "among rows on equal partitions.</p>",
         _table(headings, bold),
-        '<h2>In figures</h2><div class="charts">',
     ]
-    finding = _extremes(result)
+    finding, drawn = _extremes(result), []
     for name, picture in pictures(result).items():
         said = f"{name.replace('_', ' ')}: accuracy on the clients' own {result['split']} images. {finding}"
         drawing = _picture(picture, "png", said, "picture")
-        body.append(f"<figure>{drawing}<figcaption>{html.escape(said)}</figcaption></figure>")
-    body.append("</div>")
+        drawn.append(f"<figure>{drawing}<figcaption>{html.escape(said)}</figcaption></figure>")
+    if drawn:
+        body.append(f'<h2>In figures</h2><div class="charts">{"".join(drawn)}</div>')
     head = ("row", "seed", "zero-shot, own", "personal, own", "worst tenth", "federation, pooled", "")
     body += [f"<details><summary>{len(runs)} runs</summary>", _table(head, runs), "</details>"]
     config = html.escape((folder / "config.json").read_text(encoding="utf-8"))
