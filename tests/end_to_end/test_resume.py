@@ -450,7 +450,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(tiny_folder, t
     small = tmp_path / "small"
     small.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(small)], capture_output=True, text=True
+        ["mount", "-t", "tmpfs", "-o", "size=2000k", "tmpfs", str(small)], capture_output=True, text=True
     )
     if mounted.returncode:
         pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
