@@ -50,9 +50,10 @@ class Federation(Engine):
           make: makes the method's module, where it is not one that `method.name` finds; see `methods.base.Method`.
         """
         method = make or find_method(config.method.name)
-        if not needs_patches(method):
+        if needs_patches(method):
+            _check_room(config, features)
+        else:
             features = features.narrowed(task.clip_config.embed)
-        _check_room(config, features)
         there = beside if beside is not None and beside.config.spmd == config.spmd else None
         if there and there._plain.features.shape[-1] != features.plain.shape[-1]:
             there = None
