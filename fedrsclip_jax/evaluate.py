@@ -232,14 +232,15 @@ def score_personal(
     *,
     lanes: int = 1,
 ) -> Float[np.ndarray, " scored"]:
-    """Accuracy of each client's model on all of some images; arguments as of `score_federation`."""
+    """Accuracy of each client's model, not fine-tuned, on all of some images; arguments as of `score_federation`."""
     lanes = min(lanes, -(-len(ids) // mesh.size))
     pooled, right = replicate(mesh, images.astype(np.int32)), []
     for block in _in_blocks(ids, _CLIENTS, mesh.size * lanes):
         nothing = np.zeros((len(block), 1), np.int32)
         members = Members(block.astype(np.int32), nothing, nothing[:, 0])
         private, members = spread(mesh, (population.gather(block), members))
-        right.append(np.asarray(_right_on_pooled(graph, mesh, lanes, shared, private, members, pooled, data, backbone)))
+        models = Models(shared, private)
+        right.append(np.asarray(_right_on_pooled(graph, mesh, lanes, models, members, pooled, data, backbone)))
     return np.concatenate(right)[: len(ids)] / len(images)
 
 

@@ -55,7 +55,7 @@ def test_each_client_has_images_of_one_source(here, federation, capsys):
     assert summary["num_classes"] == 17  # sixteen of the scenes, of which four are met in the folders, and glacier
     assert {"freeway", "harbor", "storage tanks", "glacier"} < set(summary["class_names"])
     assert "highway" not in summary["class_names"]
-    assert "2 (south)" in (here / "out" / "report.html").read_text()
+    assert "<th>2</th><td>south</td>" in (here / "out" / "report.html").read_text()
 
     written = json.loads((here / "out" / "config.json").read_text())
     source = load_source(configuration.resolve(configuration.Config, written).data)
