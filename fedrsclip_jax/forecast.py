@@ -24,7 +24,7 @@ from fedrsclip_jax.checkpoint import Checkpoints
 from fedrsclip_jax.comparison import Plan, plan
 from fedrsclip_jax.config import Config
 from fedrsclip_jax.data.clients import Clients
-from fedrsclip_jax.data.features import Features
+from fedrsclip_jax.data.features import Features, bytes_of
 from fedrsclip_jax.federated.client import LocalPlan
 from fedrsclip_jax.federated.cohort import draw_answering, draw_cohort, lay_out
 from fedrsclip_jax.federated.mesh import platform_of
@@ -32,7 +32,7 @@ from fedrsclip_jax.federation import Federation
 from fedrsclip_jax.methods import TITLES
 from fedrsclip_jax.progress import Progress, duration
 from fedrsclip_jax.prompts import imported
-from fedrsclip_jax.task import Task, divide, encode_images, images_to_encode, time_encoding
+from fedrsclip_jax.task import Task, divide, encode_images, features_width, images_to_encode, time_encoding
 
 SECONDS = 2.0  # that rounds, and images, are timed for
 _MOST_COUNTED = 10_000  # clients whose sizes are looked at; of more, those of the first round
@@ -95,6 +95,7 @@ class Forecast:
       counts: of each run, in the plan's order.
       done: rounds of each run that an earlier start has done.
       trials: by method.
+      width: numbers that are kept of an image.
       to_encode, image, encoder: images that are not in the cache, seconds for each, and to compile their program.
       host: bytes that this process has needed at most so far; None where the system does not say.
     """
@@ -105,6 +106,7 @@ class Forecast:
     counts: list[Count]
     done: list[int]
     trials: dict[str, Trial]
+    width: int
     to_encode: int
     image: float
     encoder: float
@@ -166,6 +168,7 @@ def forecast(config: Config, folder: Path, progress: Progress, allowed: Sequence
         counts,
         done,
         trials,
+        features_width(config, task),
         to_encode,
         timed["image"],
         timed["compile"],
@@ -175,9 +178,10 @@ def forecast(config: Config, folder: Path, progress: Progress, allowed: Sequence
 
 def _stand_in(config: Config, task: Task) -> Features:
     """Features as large as the real ones, which are not there yet; what is done with them takes as long."""
-    rng, size = np.random.default_rng(0), (len(task.source), task.clip_config.embed)
-    plain = rng.standard_normal(size, np.float32)
-    plain /= np.linalg.norm(plain, axis=1, keepdims=True)
+    parts = features_width(config, task) // task.clip_config.embed
+    plain = np.random.default_rng(0).standard_normal((len(task.source), parts, task.clip_config.embed), np.float32)
+    plain /= np.linalg.norm(plain, axis=2, keepdims=True)
+    plain = plain.reshape(len(plain), -1)
     views = config.data.views
     return Features(plain, (plain,) * views, np.ones(len(plain), bool))
 
@@ -331,9 +335,9 @@ def _by_method(told: Forecast, name: str) -> tuple[str, ...]:
 
 
 def _memory(told: Forecast) -> list[tuple[str, str, str]]:
-    source, views = told.plan.task.images, told.plan.runs[0][0].data.views
+    images, views = len(told.plan.task.images), told.plan.runs[0][0].data.views
     device = max((trial.device for trial in told.trials.values()), key=lambda parts: sum(parts.values()))
-    cached = len(source) * told.plan.task.clip_config.embed * 4 * (views + 1 if views > 1 else 1)
+    cached = bytes_of(images, views, told.width)
     disk = 0
     for (config, _), count in zip(told.plan.runs, told.counts, strict=True):
         trial, kept = told.trials[config.method.name], config.checkpoint.keep if config.checkpoint.every else 1

@@ -203,8 +203,8 @@ def encode_images(
     grid = _patches(config, task, methods)
     if grid is not None:
         progress.say(
-            f"{features.bytes_of(count, views, (1 + grid * grid) * task.clip_config.embed) / 1e6:,.0f} MB of features, "
-            f"of {grid} x {grid} patches an image"
+            f"{features.bytes_of(count, views, _width(task, grid)) / 1e6:,.0f} MB of features, of {grid} x {grid} "
+            "patches an image"
         )
     total = count * (views + 1 if views > 1 else 1)
     with progress.track("encoding images", total, unit="images") as bar:
@@ -236,6 +236,11 @@ def encode_images(
 def images_to_encode(config: Config, task: Task) -> int:
     """How many images `encode_images` would not find in the cache, counted over all views."""
     return features.missing(task.images, **_entries(config, task, _patches(config, task)))
+
+
+def features_width(config: Config, task: Task) -> int:
+    """Numbers that `encode_images` keeps of an image, those of its patches among them."""
+    return _width(task, _patches(config, task))
 
 
 def time_encoding(config: Config, task: Task, seconds: float) -> dict[str, float]:
@@ -374,6 +379,10 @@ def _patches(config: Config, task: Task, methods: Sequence[Any] = ()) -> int | N
     """Patches along a side whose features are encoded; None where no method needs them. See `encode_images`."""
     methods = methods or [find_method(name) for name in (config.method.name, *config.baselines)]
     return task.patch_grid(config.method) if any(map(needs_patches, methods)) else None
+
+
+def _width(task: Task, grid: int | None) -> int:
+    return task.clip_config.embed * (1 if grid is None else 1 + grid * grid)
 
 
 def _entries(config: Config, task: Task, grid: int | None) -> dict[str, Any]:

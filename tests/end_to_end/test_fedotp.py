@@ -1,6 +1,7 @@
 """FedOTP from pictures to a report: patches are encoded, trained on, exported; and who needs none sees none."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,16 @@ def test_it_learns_and_is_reported_and_exported(compared, tmp_path, capfd):
     assert said.count("\n") == 1
     assert "fedotp reads those of its patches" in said
     assert not (tmp_path / "classifier").exists()
+
+
+@pytest.mark.long
+def test_a_dry_run_counts_the_patches(tiny_folder, tmp_path, capsys):
+    flags = ("--config.method.name=fedotp", "--config.baselines=promptfl", "--config.data.scenes.count=96", "--dry-run")
+    words = ["train", *FLAGS, f"--config.backbone={tiny_folder}", f"--workdir={tmp_path / 'run'}", *flags]
+    assert cli.main(words) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"disk: features +30\.0 KiB", shown), "96 images, each of 1 + 2 x 2 features of 16 numbers"
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.long
