@@ -20,25 +20,4 @@ from fedrsclip_jax import fed_rsic
 
 def get_config(arg: str = "") -> ConfigDict:
     """`arg` is `clients=5|10|20,partition=iid|dirichlet:0.5|dirichlet:0.1|classes:N`, or one of them."""
-    config = ConfigDict()
-    config.seed = 0
-    config.seeds = 3
-    config.baselines = ("promptfl", "local_coop")
-    config.backbone = "openai/clip-vit-base-patch16"
-    config.rounds = 50
-
-    config.data = ConfigDict()
-    config.data.source = "tfds:resisc45"
-
-    config.partition = fed_rsic.partition(arg)
-
-    config.local = ConfigDict()
-    config.local.epochs = 1
-    config.local.batch_size = 32
-    config.local.optimizer = "sgd"
-    config.local.learning_rate = 0.002
-    config.local.momentum = 0.9
-
-    config.eval = ConfigDict()
-    config.eval.every = 10
-    return config
+    return fed_rsic.config("resisc45", arg)

@@ -11,6 +11,28 @@ CLIENTS = (5, 10, 20)
 PARTITIONS = ("iid", "dirichlet:0.5", "dirichlet:0.1", "classes:N")
 
 
+def config(dataset: str, argument: str) -> ConfigDict:
+    """The recipe, which is the same for all data sets.
+
+    Args:
+      dataset: as TFDS names it.
+      argument: see `partition`.
+    """
+    made = ConfigDict()
+    made.seed = 0
+    made.seeds = 3
+    made.baselines = ("promptfl", "local_coop")
+    made.backbone = "openai/clip-vit-base-patch16"
+    made.rounds = 50
+    made.data = ConfigDict({"source": f"tfds:{dataset}"})
+    made.partition = partition(argument)
+    made.local = ConfigDict(
+        {"epochs": 1, "batch_size": 32, "optimizer": "sgd", "learning_rate": 0.002, "momentum": 0.9}
+    )
+    made.eval = ConfigDict({"every": 10})
+    return made
+
+
 def partition(argument: str) -> ConfigDict:
     """The group `partition` for `clients=10,partition=dirichlet:0.1`, which is the default of both.
 
