@@ -20,13 +20,14 @@ from fedrsclip_jax.interrupt import Interrupt
 from fedrsclip_jax.methods import TITLES
 from fedrsclip_jax.progress import Progress
 from fedrsclip_jax.report.page import write_report
+from fedrsclip_jax.report.percent import percents
 from fedrsclip_jax.task import Task, encode_images, load_task
 
 # What a summary may hold beyond the federation's own clients and classes, and how it is told.
 BEYOND = {"unseen": ("mean", "worst_decile"), "base_to_new": ("base", "new", "harmonic_mean")}
 BEYOND_TITLES = {
-    "unseen": "clients that never trained, the shared prompt alone: mean, worst tenth",
-    "base_to_new": "the shared prompt alone: base classes, new classes, harmonic mean",
+    "unseen": "clients that never trained, the federation's model: mean, worst tenth",
+    "base_to_new": "the federation's model: base classes, new classes, harmonic mean",
 }
 
 
@@ -207,7 +208,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     for heading in ("clients' own", "worst tenth", "pooled", "numbers sent"):
         table.add_column(heading, justify="right")
     for name, row in result["rows"].items():
-        cells = (_percent(row[column]) for column in ("on_clients", "worst_decile", "pooled"))
+        cells = (_said(row[column]) for column in ("on_clients", "worst_decile", "pooled"))
         table.add_row(TITLES.get(name, name), *cells, f"{row['uplink_params']:,}")
     console.print(table)
     console.print(
@@ -222,12 +223,12 @@ def show(result: dict[str, Any], console: Console) -> None:
     for difference, spread in result["paired_on_clients"].items():
         left, _, right = difference.partition(" - ")
         names = f"{TITLES.get(left, left)} over {TITLES.get(right, right)}"
-        console.print(f"  {names:<28} {_percent(spread, sign=True)}", highlight=False)
+        console.print(f"  {names:<28} {_said(spread, sign=True)}", highlight=False)
     for part, said in BEYOND_TITLES.items():
         if part in result:
             console.print(f"{said}:", highlight=False)
         for name, figures in result.get(part, {}).items():
-            cells = "   ".join(f"{_percent(spread):>11}" for spread in figures.values())
+            cells = "   ".join(f"{_said(spread):>11}" for spread in figures.values())
             console.print(f"  {TITLES.get(name, name):<14} {cells}", highlight=False)
 
 
@@ -237,8 +238,5 @@ def _spread(values: list[float]) -> dict[str, Any]:
     return {"mean": float(np.mean(values)), "std": std, "values": [float(v) for v in values]}
 
 
-def _percent(spread: dict[str, Any] | None, sign: bool = False) -> str:
-    if spread is None:
-        return "-"
-    mean = f"{100 * spread['mean']:{'+' if sign else ''}.1f}"
-    return mean if spread["std"] is None else f"{mean} ± {100 * spread['std']:.1f}"
+def _said(spread: dict[str, Any] | None, sign: bool = False) -> str:
+    return percents(None if spread is None else spread["values"], sign)

@@ -1,6 +1,5 @@
 """One federated run, from a configuration to a folder of results; read it from top to bottom."""
 
-import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,10 +22,10 @@ from fedrsclip_jax.federated.aggregate import ServerPlan
 from fedrsclip_jax.federated.aggregate import check as check_aggregator
 from fedrsclip_jax.federated.engine import Diverged, Done
 from fedrsclip_jax.federation import Federation
-from fedrsclip_jax.files import make_folder, read_json, write_json, write_text
+from fedrsclip_jax.files import make_folder, read_json, write_json
 from fedrsclip_jax.generalisation import score_beyond
 from fedrsclip_jax.interrupt import Interrupt
-from fedrsclip_jax.ledger import Ledger
+from fedrsclip_jax.ledger import Ledger, read_lines
 from fedrsclip_jax.methods import find_method
 from fedrsclip_jax.methods.base import needs_patches
 from fedrsclip_jax.progress import Progress
@@ -68,7 +67,7 @@ def run(
         if one.finished is not None:
             progress.say(f"{one.title}: finished before")
             if events is not None:
-                written.follow(_read_lines(folder))
+                written.follow(read_lines(folder))
             return one.finished
         with progress.track(one.title, config.rounds, unit="rounds", done=one.ledger.round, waits="compiling") as bar:
             while one.ledger.round < config.rounds:
@@ -277,7 +276,7 @@ class Run:
             return
         self.ledger.write_line(_brief(self._scores))
         with distributed.together():
-            _write_lines(self.folder, self.ledger)
+            self.ledger.write_lines(self.folder)
         if self.config.eval.split == "validation" and self.ledger.best == self.ledger.round:
             self._save(self._best)
             with distributed.together():
@@ -404,7 +403,7 @@ def _write_start(
     if distributed.first():
         federation.clients.save(folder / "partition.npz")
         (folder / "summary.json").unlink(missing_ok=True)  # of fewer rounds
-    _write_lines(folder, ledger)
+    ledger.write_lines(folder)
 
 
 def _take_back_start(folder: Path) -> None:
@@ -413,15 +412,6 @@ def _take_back_start(folder: Path) -> None:
         # What says that there is a run goes last: cut off before, this is gone on with.
         for name in (KEPT, "partition.npz", "metrics.jsonl", "identity.json", "config.json"):
             (folder / name).unlink(missing_ok=True)
-
-
-def _write_lines(folder: Path, ledger: Ledger) -> None:
-    write_text(folder / "metrics.jsonl", "".join(json.dumps(line, allow_nan=False) + "\n" for line in ledger.lines))
-
-
-def _read_lines(folder: Path) -> list[dict[str, Any]]:
-    """What `metrics.jsonl` of a run holds, a line an evaluation."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def _brief(scores: dict[str, Any]) -> dict[str, Any]:

@@ -1,12 +1,18 @@
 """What a run has counted so far; saved with every checkpoint, so that a resumed run counts on."""
 
 import dataclasses
+import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.federated.engine import Done
+from fedrsclip_jax.files import write_text
+
+METRICS = "metrics.jsonl"
 
 _ACCURACIES = {"global": "accuracy", "personalised": "mean"}
 
@@ -94,6 +100,10 @@ class Ledger:
     def _course(self, name: str) -> list[tuple[int, float]]:
         return [(line["bytes_sent"], line[name][_ACCURACIES[name]]) for line in self.lines]
 
+    def write_lines(self, folder: Path) -> None:
+        """Writes `metrics.jsonl`."""
+        write_text(folder / METRICS, "".join(json.dumps(line, allow_nan=False) + "\n" for line in self.lines))
+
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
@@ -101,3 +111,11 @@ class Ledger:
     def of(cls, record: dict[str, Any]) -> "Ledger":
         """What `to_dict` gave, after a way through JSON."""
         return cls(**{**record, "refused": [(number, client) for number, client in record["refused"]]})
+
+
+def read_lines(folder: Path) -> list[dict[str, Any]]:
+    """What `metrics.jsonl` of a run holds, a line an evaluation; `InputError` where it cannot be read."""
+    try:
+        return [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise InputError(f"--workdir: {folder / METRICS} cannot be read ({error}); give a sound run") from error

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fedrsclip_jax.evidence import Evidence
+from fedrsclip_jax.report.percent import percent
 
 T = TypeVar("T")
 
@@ -100,11 +101,11 @@ def by_round(lines: Sequence[dict[str, Any]], zero: dict[str, Any], shares: bool
     axes.xaxis.get_major_locator().set_params(integer=True)
     first, last = lines[0]["personalised"], lines[-1]["personalised"]
     said = (
-        f"After round {rounds[-1]} personal models are right on {_percent(last['mean'])} of their clients' images, "
-        f"the worst tenth on {_percent(last['worst_decile'])} (zero-shot {_percent(zero['on_clients']['mean'])})"
+        f"After round {rounds[-1]} personal models are right on {percent(last['mean'])} % of their clients' images, "
+        f"the worst tenth on {percent(last['worst_decile'])} % (zero-shot {percent(zero['on_clients']['mean'])} %)"
     )
     if len(lines) > 1:
-        said += f"; at round {rounds[0]} it was {_percent(first['mean'])}"
+        said += f"; at round {rounds[0]} it was {percent(first['mean'])} %"
     return Chart("rounds", "Accuracy by round", _svg(figure, "rounds"), f"{said}.")
 
 
@@ -122,7 +123,7 @@ def by_bytes(lines: Sequence[dict[str, Any]], zero: dict[str, Any], shares: bool
     best = max(range(len(lines)), key=lambda i: lines[i]["personalised"]["mean"])
     said = (
         f"All clients together sent {sent[-1] / unit:,.1f} {name}; the highest mean of personal models, "
-        f"{_percent(lines[best]['personalised']['mean'])}, was reached with {sent[best] / unit:,.1f} {name}."
+        f"{percent(lines[best]['personalised']['mean'])} %, was reached with {sent[best] / unit:,.1f} {name}."
     )
     return Chart("bytes", "Accuracy against bytes sent", _svg(figure, "bytes"), said)
 
@@ -293,8 +294,8 @@ def texts(found: Evidence, class_names: Sequence[str]) -> Chart | None:
     client, c = divmod(int(np.argmin(cosines)), len(class_names))
     share = float((spread[:2] ** 2).sum() / (spread**2).sum())
     said = (
-        f"The two directions that differ most hold {_percent(share)} of the variance. Between shared and private texts "
-        f"the mean cosine is {cosines.mean():.3f}; farthest moved is {class_names[c]} of client "
+        f"The two directions that differ most hold {percent(share)} % of the variance. Between shared and private "
+        f"texts the mean cosine is {cosines.mean():.3f}; farthest moved is {class_names[c]} of client "
         f"{found.movers[client]} ({cosines[client, c]:.3f})."
     )
     return Chart("texts", "Where the prompts put the classes", _svg(figure, "texts"), said)
@@ -315,7 +316,7 @@ def seconds(spent: dict[str, float]) -> Chart:
     axes.spines[["bottom", "left"]].set_visible(False)
     axes.set_xlim(0, 1.2 * max(*values, 1e-9))
     most = max(spent, key=lambda phase: spent[phase])
-    said = f"{sum(values):,.1f} s in all, of which {most} took {_percent(spent[most] / max(sum(values), 1e-9))}."
+    said = f"{sum(values):,.1f} s in all, of which {most} took {percent(spent[most] / max(sum(values), 1e-9))} %."
     return Chart("seconds", "Seconds by phase", _svg(figure, "seconds"), said)
 
 
@@ -409,7 +410,3 @@ def _unit(most: float) -> tuple[float, str]:
         if most >= size:
             return size, name
     return 1.0, "bytes"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"

@@ -6,7 +6,6 @@ No script, no font and no picture from elsewhere. Light and dark follow the read
 import base64
 import html
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,11 @@ from PIL import Image
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.evidence import Evidence
 from fedrsclip_jax.files import read_json, write_text
+from fedrsclip_jax.ledger import read_lines
 from fedrsclip_jax.methods import TITLES
 from fedrsclip_jax.report import charts
 from fedrsclip_jax.report.charts import Chart
+from fedrsclip_jax.report.percent import percent, percents
 from fedrsclip_jax.report.sweep import pictures, table
 
 FILE = "report.html"
@@ -89,7 +90,7 @@ def write_joint_report(folders: Sequence[Path], path: Path) -> None:
     if sweeps := [folder for folder in folders if (folder / "sweep.json").is_file()]:
         raise InputError(f"--workdir: {sweeps[0]} is a sweep, whose page stands alone; give runs, such as its runs/*")
     summaries = [_summary(folder) for folder in folders]
-    every = [_lines(folder) for folder in folders]
+    every = [read_lines(folder) for folder in folders]
     names = _names(folders, summaries)
     title = f"{len(folders)} runs side by side"
     rows = []
@@ -99,10 +100,10 @@ def write_joint_report(folders: Sequence[Path], path: Path) -> None:
         rows.append(
             (
                 html.escape(name),
-                _percent(zero["on_clients"]["mean"]),
-                _percent(own["mean"]),
-                _percent(own["worst_decile"]),
-                _percent(summary["global"]["accuracy"]) if shares else "-",
+                percent(zero["on_clients"]["mean"]),
+                percent(own["mean"]),
+                percent(own["worst_decile"]),
+                percent(summary["global"]["accuracy"]) if shares else "-",
                 f"{summary['bytes_sent']:,}",
             )
         )
@@ -137,7 +138,7 @@ def write_joint_report(folders: Sequence[Path], path: Path) -> None:
 
 def _run(folder: Path, prefix: str = "") -> tuple[str, str]:
     """Title and body of the page of one run; `prefix` keeps its figures apart from another run's."""
-    summary, lines, found = _summary(folder), _lines(folder), Evidence.load(folder)
+    summary, lines, found = _summary(folder), read_lines(folder), Evidence.load(folder)
     zero, own = summary["zero_shot"], summary["personalised"]
     shares = summary["uplink_params_per_client_round"] > 0
     method = TITLES.get(summary["method"], summary["method"])
@@ -194,10 +195,10 @@ def _sweep(folder: Path) -> tuple[str, str]:
             str(run["seed"]),
             *(
                 (
-                    _percent(run["summary"]["zero_shot"]["on_clients"]["mean"]),
-                    _percent(run["summary"]["personalised"]["mean"]),
-                    _percent(run["summary"]["personalised"]["worst_decile"]),
-                    _percent(run["summary"]["global"]["accuracy"])
+                    percent(run["summary"]["zero_shot"]["on_clients"]["mean"]),
+                    percent(run["summary"]["personalised"]["mean"]),
+                    percent(run["summary"]["personalised"]["worst_decile"]),
+                    percent(run["summary"]["global"]["accuracy"])
                     if run["summary"]["uplink_params_per_client_round"]
                     else "-",
                 )
@@ -241,7 +242,7 @@ def _extremes(result: dict[str, Any]) -> str:
     if not means:
         return "No run came to its end."
     high, low = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
-    return f"Highest is {high} with {_percent(means[high])} %, lowest {low} with {_percent(means[low])} %."
+    return f"Highest is {high} with {percent(means[high])} %, lowest {low} with {percent(means[low])} %."
 
 
 def _headline(summary: dict[str, Any], shares: bool) -> str:
@@ -269,7 +270,7 @@ def _baselines(result: dict[str, Any]) -> str:
     rows = [
         (
             html.escape(str(TITLES.get(name, name))),
-            *(_spread(row[column]) for column in ("on_clients", "worst_decile", "pooled")),
+            *(percents(row[column] and row[column]["values"]) for column in ("on_clients", "worst_decile", "pooled")),
             f"{row['uplink_params']:,}",
         )
         for name, row in result["rows"].items()
@@ -286,18 +287,18 @@ def _two_by_two(summary: dict[str, Any], shares: bool) -> str:
     rows = [
         (
             "zero-shot",
-            *map(_percent, (zero["on_clients"]["mean"], zero["on_clients"]["worst_decile"], zero["accuracy"])),
+            *map(percent, (*_mean_and_worst(zero["on_clients"]), zero["accuracy"])),
         ),
-        ("personal models", *map(_percent, (*_mean_and_worst(own), summary["personal_on_pooled"]["mean"]))),
+        ("personal models", *map(percent, (*_mean_and_worst(own), summary["personal_on_pooled"]["mean"]))),
     ]
     if shares:
-        cells = map(_percent, (*_mean_and_worst(shared), summary["global"]["accuracy"]))
+        cells = map(percent, (*_mean_and_worst(shared), summary["global"]["accuracy"]))
         rows.insert(1, ("federation's model", *cells))
     if unseen := summary.get("unseen"):
         rows += [
             (
                 f"{name} for {len(scores['per_client'])} clients that never trained",
-                *map(_percent, _mean_and_worst(scores)),
+                *map(percent, _mean_and_worst(scores)),
                 "-",
             )
             for name, scores in (("zero-shot", unseen["zero_shot"]), ("federation's model", unseen["global"]))
@@ -317,7 +318,7 @@ def _base_to_new(scores: dict[str, Any]) -> str:
         ("personal models", scores["personal"]),
     )
     rows = [
-        (name, *(_percent(model[part]) for part in ("base", "new", "harmonic_mean")))
+        (name, *(percent(model[part]) for part in ("base", "new", "harmonic_mean")))
         for name, model in models
         if model["new"] is not None
     ]
@@ -396,21 +397,3 @@ def _summary(folder: Path) -> dict[str, Any]:
     if not (folder / "summary.json").is_file():
         raise InputError(f"--workdir: {folder} holds no finished run or sweep; give the folder of one")
     return read_json(folder / "summary.json", *_NEEDED)
-
-
-def _lines(folder: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise InputError(f"--workdir: {folder / 'metrics.jsonl'} cannot be read ({error}); give a sound run") from error
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f}"
-
-
-def _spread(value: dict[str, Any] | None) -> str:
-    if value is None:
-        return "-"
-    mean = f"{100 * value['mean']:.1f}"
-    return mean if value["std"] is None else f"{mean} ± {100 * value['std']:.1f}"

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedrsclip_jax.files import write_bytes, write_text
+from fedrsclip_jax.report.percent import percents
 
 # What is told of every run: heading of the column, and where it stands in `summary.json`.
 FIGURES = {
@@ -91,7 +92,7 @@ def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for block in blocks:
         runs = [run["summary"] for run in block[0]["runs"] if run["summary"]]
-        zero = [_spread([_at(summary, place) for summary in runs]) for place in _ZERO_SHOT.values()]
+        zero = [percents([_at(summary, place) for summary in runs]) for place in _ZERO_SHOT.values()]
         said = _division(block, result["varied"]) if len(blocks) > 1 else ""
         rows.append([f"zero-shot{f' ({said})' if said else ''}", *zero, "", "", "0"])
         own = [_by_seed(row) for row in block]
@@ -109,13 +110,13 @@ def _cells(row: dict[str, Any], own: dict[int, float], first: dict[int, float] |
     """A row's figures, its difference from the first one, and what a client sends."""
     summaries = [run["summary"] for run in row["runs"] if run["summary"]]
     shares = bool(summaries) and summaries[0]["uplink_params_per_client_round"] > 0
-    cells = [_spread([_at(summary, place) for summary in summaries]) for place in FIGURES.values()]
+    cells = [percents([_at(summary, place) for summary in summaries]) for place in FIGURES.values()]
     cells[-1] = cells[-1] if shares else "-"  # without a shared prompt there is no model of the federation
     if first is None:
         cells += ["", ""]
     else:
         apart = [own[seed] - first[seed] for seed in sorted(own.keys() & first.keys())]
-        cells += [_spread(apart, sign=True), _p(apart)]
+        cells += [percents(apart, sign=True), _p(apart)]
     cells.append(f"{summaries[0]['uplink_params_per_client_round']:,}" if summaries else "-")
     return cells
 
@@ -254,13 +255,6 @@ def _at(summary: Any, place: tuple[str, ...]) -> float:
     for name in place:
         summary = summary[name]
     return summary
-
-
-def _spread(values: list[float], sign: bool = False) -> str:
-    if not values:
-        return "-"
-    mean = f"{100 * np.mean(values):{'+' if sign else ''}.1f}"
-    return mean if len(values) == 1 else f"{mean} ± {100 * np.std(values, ddof=1):.1f}"
 
 
 def _p(apart: list[float]) -> str:
