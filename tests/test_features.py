@@ -97,8 +97,10 @@ def test_every_part_of_the_key_counts_and_nothing_else(tmp_path):
         run(tmp_path, encoder, **options)
         assert encoder.batches
         assert len(entries(tmp_path)) == number
-    encoder = Encoder()
+    encoder, renamed = Encoder(), Source()
+    renamed.class_names, renamed.labels = ("c",), np.zeros(23, np.int32)
     run(tmp_path, encoder, skip_unreadable=True, batch_size=7, seed=5)  # the plain view has no seed
+    run(tmp_path, encoder, source=renamed)  # as another table of merged names makes it
     assert encoder.batches == []
 
 

@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Int, UInt8
 
-from fedrsclip_jax.data.sources import SKIP_HINT, ImageSource, fingerprint, shrink
+from fedrsclip_jax.data.sources import SKIP_HINT, ImageSource, fingerprint_of_images, shrink
 from fedrsclip_jax.errors import DISK_REFUSALS, InputError
 from fedrsclip_jax.files import replace
 from fedrsclip_jax.lock import flock  # where there is none, two processes must not encode the same at once
 
-_FORMAT = 2  # part of every key: raise it whenever cached features would no longer be the same
+_FORMAT = 3  # part of every key: raise it whenever cached features would no longer be the same
 _FLUSH_EVERY = 4  # batches between two records of progress: what a killed process loses
 _CROP_SCALE = (0.5, 1.0)
 _CROP_RATIO = (3 / 4, 4 / 3)
@@ -245,7 +245,7 @@ class _Job:
 
 def _identities(source: ImageSource, key: dict[str, str], views: int, seed: int) -> dict[int, dict[str, Any]]:
     """What decides the content of the entry of each view."""
-    content = fingerprint(source)
+    content = fingerprint_of_images(source)
     # The plain view has no seed, so that all seeds share it.
     return {
         view: {

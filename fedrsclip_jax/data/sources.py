@@ -9,7 +9,7 @@ import difflib
 import hashlib
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -331,10 +331,19 @@ def half(source: ImageSource, which: str, seed: int) -> Subset:
 
 def fingerprint(source: ImageSource) -> str:
     """sha256 over the images, labels and class names of a source, in their order."""
+    return _sha256([*source.class_names, *source.digests], np.ascontiguousarray(source.labels, "<i4").tobytes())
+
+
+def fingerprint_of_images(source: ImageSource) -> str:
+    """sha256 over the images alone: what they are called, and how names are merged, does not change it."""
+    return _sha256(source.digests)
+
+
+def _sha256(parts: Iterable[str], last: bytes = b"") -> str:
     total = hashlib.sha256()
-    for part in (*source.class_names, *source.digests):
+    for part in parts:
         total.update(part.encode() + b"\0")
-    total.update(np.ascontiguousarray(source.labels, "<i4").tobytes())
+    total.update(last)
     return total.hexdigest()
 
 
