@@ -92,6 +92,12 @@ def test_runs_with_unseen_clients_and_new_classes_have_columns_for_them():
         return made | {"folder": "runs/one", "diverged": ""}
 
     runs = [told(0, True), told(1, False), lost(2) | {"folder": "runs/two", "diverged": "at round 1"}]
+    headings, rows = table(result("test", ("one", 0.1, runs)))
+    of_more = [headings.index(name) for name in ("unseen clients", "new classes", "harmonic mean")]
+    assert [[row[column] for column in of_more] for row in rows] == [
+        ["20.0 ± 0.0", "25.0 ± 0.0", "-"],
+        ["0.0", "30.0", "40.0"],  # of the run that has a shared prompt
+    ]
     head, *lines = csv.reader(as_csv(result("test", ("one", 0.1, runs))).splitlines())
     assert head[-9:-2] == [
         "unseen_global", "unseen_zero_shot", "base", "new", "harmonic_mean", "new_personal", "new_zero_shot",

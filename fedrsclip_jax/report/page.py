@@ -20,7 +20,7 @@ from fedrsclip_jax.methods import TITLES
 from fedrsclip_jax.report import charts
 from fedrsclip_jax.report.charts import Chart
 from fedrsclip_jax.report.percent import percent, percents
-from fedrsclip_jax.report.sweep import pictures, table
+from fedrsclip_jax.report.sweep import FIGURES, figure_at, figures_of, pictures, table
 
 FILE = "report.html"
 _NEEDED = (
@@ -93,6 +93,7 @@ def write_joint_report(folders: Sequence[Path], path: Path) -> None:
     every = [read_lines(folder) for folder in folders]
     names = _names(folders, summaries)
     title = f"{len(folders)} runs side by side"
+    more = {name: place for name, (place, _) in figures_of(summaries).items() if name not in FIGURES}
     rows = []
     for name, summary in zip(names, summaries, strict=True):
         own, zero = summary["personalised"], summary["zero_shot"]
@@ -104,10 +105,19 @@ def write_joint_report(folders: Sequence[Path], path: Path) -> None:
                 percent(own["mean"]),
                 percent(own["worst_decile"]),
                 percent(summary["global"]["accuracy"]) if shares else "-",
+                *(percent(figure_at(summary, place)) for place in more.values()),
                 f"{summary['bytes_sent']:,}",
             )
         )
-    head = ("", "zero-shot, own images", "personal, own images", "worst tenth", "federation, pooled", "bytes sent")
+    head = (
+        "",
+        "zero-shot, own images",
+        "personal, own images",
+        "worst tenth",
+        "federation, pooled",
+        *more,
+        "bytes sent",
+    )
     lines = dict(zip(names, every, strict=True))
     shown = [
         charts.side_by_side(lines, ("personalised", "mean"), "Personal models on their clients' images", "own"),

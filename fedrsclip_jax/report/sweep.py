@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,19 @@ from rich.table import Table
 from fedrsclip_jax.files import write_bytes, write_text
 from fedrsclip_jax.report.percent import percents
 
-# What is told of every run: heading of the column, and where it stands in `summary.json`.
-FIGURES = {
-    "clients' own": ("personalised", "mean"),
-    "worst tenth": ("personalised", "worst_decile"),
-    "pooled, shared prompt": ("global", "accuracy"),
-}
-_ZERO_SHOT = {
-    "clients' own": ("zero_shot", "on_clients", "mean"),
-    "worst tenth": ("zero_shot", "on_clients", "worst_decile"),
-    "pooled, shared prompt": ("zero_shot", "accuracy"),
-}
 _OWN = "clients' own"
+# What is told of every run: heading of the column, and where the run's figure and zero-shot's stand in `summary.json`.
+FIGURES = {
+    _OWN: (("personalised", "mean"), ("zero_shot", "on_clients", "mean")),
+    "worst tenth": (("personalised", "worst_decile"), ("zero_shot", "on_clients", "worst_decile")),
+    "pooled, shared prompt": (("global", "accuracy"), ("zero_shot", "accuracy")),
+}
+# The same of what is told where runs were asked for it.
+_MORE = {
+    "unseen clients": (("unseen", "global", "mean"), ("unseen", "zero_shot", "mean")),
+    "new classes": (("base_to_new", "new"), ("base_to_new", "zero_shot", "new")),
+    "harmonic mean": (("base_to_new", "harmonic_mean"), ("base_to_new", "zero_shot", "harmonic_mean")),
+}
 # Columns of `results.csv` that it has where a run was asked for them, and where they stand in `summary.json`.
 _BEYOND = {
     "unseen_global": ("unseen", "global", "mean"),
@@ -53,7 +54,7 @@ def as_csv(result: dict[str, Any]) -> str:
     writer = csv.writer(out)
     names = ("own", "own_std", "worst_decile", "global_accuracy", "global_macro_f1", "global_ece", "zero_shot_own")
     counts = ("uplink_params_per_client_round", "bytes_sent", "best_round", "state_sha256")
-    told = [run["summary"] for row in result["rows"] for run in row["runs"] if run["summary"]]
+    told = _summaries(result["rows"])
     beyond = [name for name, (part, *_) in _BEYOND.items() if any(part in summary for summary in told)]
     writer.writerow(["row", *result["varied"], "seed", *names, *counts, *beyond, "folder", "diverged"])
     for row in result["rows"]:
@@ -65,18 +66,31 @@ def as_csv(result: dict[str, Any]) -> str:
                 cells = [own["mean"], own["std"], own["worst_decile"]]
                 cells += [pooled["accuracy"], pooled["macro_f1"], pooled["ece"]]
                 cells += [summary["zero_shot"]["on_clients"]["mean"], *(summary[name] for name in counts)]
-                cells += [_found(summary, _BEYOND[name]) for name in beyond]
+                found = [figure_at(summary, _BEYOND[name]) for name in beyond]
+                cells += ["" if figure is None else figure for figure in found]
             varied = [row["values"].get(key, "") for key in result["varied"]]
             writer.writerow([row["label"], *varied, run["seed"], *cells, run["folder"], run["diverged"] or ""])
     return out.getvalue()
 
 
-def _found(summary: dict[str, Any], place: Sequence[str]) -> Any:
-    """A figure that a run may lack, or have none of as it shares nothing: then an empty cell."""
+def figures_of(summaries: Sequence[dict[str, Any]]) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+    """The figures that these runs have: heading, and where the run's and zero-shot's stand in a summary."""
+    more = {name: at for name, at in _MORE.items() if any(at[0][0] in summary for summary in summaries)}
+    return {**FIGURES, **more}
+
+
+def percents_at(summaries: Sequence[dict[str, Any]], place: Sequence[str]) -> str:
+    """Mean and deviation of a figure over the runs that have it."""
+    found = [figure_at(summary, place) for summary in summaries]
+    return percents([figure for figure in found if figure is not None])
+
+
+def figure_at(summary: dict[str, Any], place: Sequence[str]) -> float | None:
+    """A figure that a run may lack, or have none of as it shares nothing."""
     found: Any = summary
     for name in place:
         found = (found or {}).get(name)
-    return "" if found is None else found
+    return found
 
 
 def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -87,12 +101,12 @@ def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     validation were scored, as a choice on test images would be none, and where no seed is missing. A `p` is of the t
     test for pairs (Student 1908) of a row and the first one, over seeds and so over partitions, uncorrected.
     """
-    headings = ["", *FIGURES, "vs first row", "p", "numbers sent"]
+    figures = figures_of(_summaries(result["rows"]))
+    headings = ["", *figures, "vs first row", "p", "numbers sent"]
     blocks = _blocks(result["rows"])
     rows = []
     for block in blocks:
-        runs = [run["summary"] for run in block[0]["runs"] if run["summary"]]
-        zero = [percents([_at(summary, place) for summary in runs]) for place in _ZERO_SHOT.values()]
+        zero = [percents_at(_summaries(block[:1]), place) for _, place in figures.values()]
         said = _division(block, result["varied"]) if len(blocks) > 1 else ""
         rows.append([f"zero-shot{f' ({said})' if said else ''}", *zero, "", "", "0"])
         own = [_by_seed(row) for row in block]
@@ -101,17 +115,20 @@ def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         for number, (row, values) in enumerate(zip(block, own, strict=True)):
             lost = sum(run["summary"] is None for run in row["runs"])
             label = row["label"] + (f" ({lost} of {len(row['runs'])} diverged)" if lost else "")
-            cells = [label, *_cells(row, values, own[0] if number else None)]
+            of_runs = [place for place, _ in figures.values()]
+            cells = [label, *_cells(row, of_runs, values, own[0] if number else None)]
             rows.append([f"**{cell}**" if cell and number == best else cell for cell in cells])
     return headings, rows
 
 
-def _cells(row: dict[str, Any], own: dict[int, float], first: dict[int, float] | None) -> list[str]:
+def _cells(
+    row: dict[str, Any], places: Sequence[Sequence[str]], own: dict[int, float], first: dict[int, float] | None
+) -> list[str]:
     """A row's figures, its difference from the first one, and what a client sends."""
-    summaries = [run["summary"] for run in row["runs"] if run["summary"]]
+    summaries = _summaries([row])
     shares = bool(summaries) and summaries[0]["uplink_params_per_client_round"] > 0
-    cells = [percents([_at(summary, place) for summary in summaries]) for place in FIGURES.values()]
-    cells[-1] = cells[-1] if shares else "-"  # without a shared prompt there is no model of the federation
+    # Without a shared prompt there is no model of the federation.
+    cells = [percents_at(summaries, at) if shares or at[0] != "global" else "-" for at in places]
     if first is None:
         cells += ["", ""]
     else:
@@ -206,7 +223,7 @@ def _line(result: dict[str, Any], key: str, varied: list[str]) -> bytes:
         axes.errorbar(at, mean, std, fmt=style, capsize=3, label=name or None)
     if not numeric:
         axes.set_xticks(range(len(labels)), labels, rotation=20, ha="right")
-    zero = [_at(run["summary"], _ZERO_SHOT[_OWN]) for row in result["rows"] for run in row["runs"] if run["summary"]]
+    zero = [_at(summary, FIGURES[_OWN][1]) for summary in _summaries(result["rows"])]
     if zero:
         axes.axhline(100 * float(np.mean(zero)), linestyle=":", color="grey", label="zero-shot")
     if len(lines) <= 12:
@@ -247,8 +264,13 @@ def _png(figure) -> bytes:
     return out.getvalue()
 
 
+def _summaries(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of all runs that came to their end."""
+    return [run["summary"] for row in rows for run in row["runs"] if run["summary"]]
+
+
 def _by_seed(row: dict[str, Any]) -> dict[int, float]:
-    return {run["seed"]: _at(run["summary"], FIGURES[_OWN]) for run in row["runs"] if run["summary"]}
+    return {run["seed"]: _at(run["summary"], FIGURES[_OWN][0]) for run in row["runs"] if run["summary"]}
 
 
 def _at(summary: Any, place: tuple[str, ...]) -> float:
