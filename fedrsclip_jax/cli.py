@@ -1,13 +1,14 @@
 """The command line: verbs, flags and exit codes. Parsing only; nothing here imports JAX until a verb runs.
 
 Exit codes: 0 all is well, 1 a result that fails its check, 2 bad input (one line says what and how to mend it), 130 and
-143 stopped by Ctrl-C and SIGTERM (a run is saved first, and a line says how to go on).
+143 stopped by Ctrl-C and SIGTERM (a run is saved first, and a line says how to go on), 141 nobody reads the output.
 """
 
 import argparse
 import errno
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             distributed.refuse(known.verb)
         known.run(known, overrides)
         distributed.exchange("done")  # who leaves early is taken for dead
+        sys.stdout.flush()
     except Stopped as stopped:
         distributed.exchange("done")
         if not any(word.startswith("--workdir") for word in words):
@@ -49,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         _say(str(error))
         return 2 if isinstance(error, InputError) else 1
+    except BrokenPipeError:  # who was to read the output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except OSError as error:
         if debug or not (error.filename or error.errno in DISK_REFUSALS):
             raise
@@ -79,7 +84,7 @@ class _HelpConfig(argparse.Action):
 
         kind = config.PretrainConfig if parser.prog.endswith(" pretrain") else config.Config
         others = grid.MEANINGS if parser.prog.endswith(" sweep") else None
-        print(manual.manual(kind, f"Configuration keys of {parser.prog}, with their defaults", others))
+        print(manual.manual(kind, f"Configuration keys of {parser.prog}, with their defaults", others), flush=True)
         parser.exit()
 
 

@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 import re
 import shlex
 import subprocess
@@ -165,3 +166,14 @@ def test_interruption_has_its_own_code(monkeypatch, capsys):
     monkeypatch.setattr(cli, "_train", interrupt)
     assert cli.main(["train"]) == 130
     assert capsys.readouterr().err == "fedrsclip: interrupted\n"
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    """As `| head -1` does."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "fedrsclip_jax.cli", "train", "--help-config"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert done.stderr == ""
+    assert done.returncode == 141
