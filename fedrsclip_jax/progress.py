@@ -114,34 +114,33 @@ class _Plain:
     def __init__(self, progress: Progress, name: str, total: int, unit: str, done: int, waits: str):
         self.progress, self.name, self.total, self.unit = progress, name, total, unit
         self.began, self.last = time.monotonic(), -math.inf
+        self.reached = self.began  # when `done` was
         self.done, self.figures = done, waits
         self.lock = threading.Lock()
         self.first: tuple[int, float] | None = None  # until then a program was compiled, which no later round does
 
     def __call__(self, done: int, figures: dict[str, float]) -> None:
         with self.lock:
-            self._advanced(done, figures)
+            if done == self.done:
+                return
+            self.done, self.figures, self.reached = done, _line(figures), time.monotonic()
+            self.first = self.first or (done, self.reached)
+            if self.reached - self.last >= PLAIN_SECONDS or done >= self.total:
+                self._say(self.reached)
 
     def again(self) -> None:
         """Says how it stands, if nothing was said for long, as while a program compiles."""
         with self.lock:
             now = time.monotonic()
             if now - max(self.last, self.began) >= PLAIN_SECONDS and self.done < self.total:
-                self.last = now
-                line = f"{self.name}: {self.done}/{self.total} {self.unit}, {duration(now - self.began)}"
-                self.progress.say("  ".join(part for part in (line, self.figures) if part))
+                self._say(now)
 
-    def _advanced(self, done: int, figures: dict[str, float]) -> None:
-        now = time.monotonic()
-        if done == self.done or (now - self.last < PLAIN_SECONDS and done < self.total):
-            return
-        self.last, self.done, self.figures = now, done, _line(figures)
-        line = f"{self.name}: {done}/{self.total} {self.unit}, {duration(now - self.began)}"
-        if self.first is None:
-            self.first = done, now
-        else:
-            left = (now - self.first[1]) / (done - self.first[0]) * (self.total - done)
-            line += f", {duration(left)} left"
+    def _say(self, now: float) -> None:
+        self.last = now
+        line = f"{self.name}: {self.done}/{self.total} {self.unit}, {duration(now - self.began)}"
+        if self.first is not None and self.done > self.first[0]:
+            left = (self.reached - self.first[1]) / (self.done - self.first[0]) * (self.total - self.done)
+            line += f", {duration(max(left - (now - self.reached), 0))} left"
         self.progress.say("  ".join(part for part in (line, self.figures) if part))
 
 

@@ -62,6 +62,25 @@ def test_a_log_hears_of_a_phase_in_which_nothing_gets_done(monkeypatch):
     assert all(re.fullmatch(r"training: 0/3 rounds, \d+ s  compiling", line) for line in lines)
 
 
+def test_what_is_said_between_two_reports_is_the_last_of_them(monkeypatch):
+    """Lines by the clock must not keep reports from being heard: a sweep of 17 minutes once stood at its first round."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    stream = io.StringIO()
+    shown = Progress(console=Console(file=stream, highlight=False))
+    plain = progress._Plain(shown, "training", 5, "rounds", 0, "compiling")
+    for now[0], number in ((50, 1), (100, 2), (110, None), (150, 3), (170, None)):
+        if number is None:
+            plain.again()  # as its thread calls it, at a time of its own
+        else:
+            plain(number, {"loss": float(number)})
+    assert stream.getvalue().splitlines() == [
+        "training: 1/5 rounds, 50 s  loss 1",
+        "training: 2/5 rounds, 2 min, 2 min left  loss 2",
+        "training: 3/5 rounds, 3 min, 80 s left  loss 3",
+    ]
+
+
 @pytest.mark.parametrize(
     ("seconds", "said"), [(0.4, "0 s"), (99, "99 s"), (100, "2 min"), (5940, "99 min"), (7500, "2 h 5 min")]
 )
