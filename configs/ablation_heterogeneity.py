@@ -1,9 +1,19 @@
-"""How the lead over PromptFL and local CoOp depends on how uneven the clients are, and how many.
+"""Who leads where: methods by how uneven the clients are (Dirichlet alpha), and how many they are.
 
-fedrsclip sweep --config=configs/ablation_heterogeneity.py --workdir=runs/heterogeneity
+With the same images for more clients each has fewer of them. Two prompts stand without and with the constraints.
+
+    fedrsclip sweep --config=configs/ablation_heterogeneity.py --workdir=runs/heterogeneity
 """
 
 from ml_collections import ConfigDict
+
+# label, method, PACL's weight, CMFAC's weight
+ROWS = (
+    ("PromptFL", "promptfl", 0.0, 0.0),
+    ("local CoOp", "local_coop", 0.0, 0.0),
+    ("shared + private", "fedrsclip", 0.0, 0.0),
+    ("FedRSCLIP", "fedrsclip", 0.3, 0.5),
+)
 
 
 def get_config() -> ConfigDict:
@@ -24,9 +34,12 @@ def get_config() -> ConfigDict:
     config.eval = ConfigDict()
     config.eval.every = 50
 
+    labels, methods, pacl, cmfac = zip(*ROWS, strict=True)
     config.sweep = ConfigDict()
     config.sweep.seeds = 5
+    config.sweep.labels = labels
+    config.sweep.zip = ConfigDict()
+    config.sweep.zip.method = ConfigDict({"name": methods, "pacl_weight": pacl, "cmfac_weight": cmfac})
     config.sweep.grid = ConfigDict()
-    config.sweep.grid.method = ConfigDict({"name": ("promptfl", "local_coop", "fedrsclip")})
     config.sweep.grid.partition = ConfigDict({"alpha": (0.1, 0.5, 10.0), "clients": (5, 10, 20)})
     return config

@@ -103,8 +103,21 @@ def test_keys_that_end_alike_are_told_apart():
     assert read.rows[0].label == "local.learning_rate=0.1, server.learning_rate=1.0, cohort=2"
 
 
-@pytest.mark.parametrize("file", sorted((REPOSITORY / "configs").glob("ablation_*.py")), ids=lambda file: file.stem)
-def test_shipped_ablations_make_sense(file):
+SHIPPED = [*sorted((REPOSITORY / "configs").glob("ablation_*.py")), REPOSITORY / "configs" / "baselines.py"]
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_shipped_sweeps_make_sense(file):
     read = grid.read(configuration.load_file(str(file)))
     assert len(read.rows) >= 7
     assert {len(row.runs) for row in read.rows} == {5}
+
+
+def test_rates_of_baselines_are_looked_for_on_validation_images():
+    compared = grid.read(configuration.load_file(str(SHIPPED[-1])))
+    tried = grid.read(configuration.load_file(f"{SHIPPED[-1]}:rates"))
+    assert (tried.base.eval.split, compared.base.eval.split) == ("validation", "test")
+    chosen = {(row.values["method.name"], row.values["local.learning_rate"]) for row in compared.rows}
+    assert chosen <= {(row.values["method.name"], row.values["local.learning_rate"]) for row in tried.rows}
+    with pytest.raises(InputError, match="leave 'rate' out"):
+        configuration.load_file(f"{SHIPPED[-1]}:rate")

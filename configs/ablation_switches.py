@@ -1,0 +1,52 @@
+"""What PACL compares and how CMFAC ties text to images: other forms of both constraints, chosen on validation images.
+
+PACL between the two prompts' text features (as defined) or between the prompts' numbers, whose mean square is small, so
+that its weights are large; CMFAC as a cosine (as defined) or contrastive over the batch. The first row has neither.
+
+    fedrsclip sweep --config=configs/ablation_switches.py --workdir=runs/switches
+"""
+
+from ml_collections import ConfigDict
+
+# label, what PACL compares, its weight, CMFAC's form, its weight
+ROWS = (
+    ("shared + private", "features", 0.0, "cosine", 0.0),
+    ("PACL of features at 0.1", "features", 0.1, "cosine", 0.0),
+    ("PACL of tokens at 1", "tokens", 1.0, "cosine", 0.0),
+    ("PACL of tokens at 10", "tokens", 10.0, "cosine", 0.0),
+    ("CMFAC as cosine at 0.5", "features", 0.0, "cosine", 0.5),
+    ("contrastive CMFAC at 0.1", "features", 0.0, "contrastive", 0.1),
+    ("contrastive CMFAC at 0.5", "features", 0.0, "contrastive", 0.5),
+)
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0
+    config.backbone = "tiny"
+    config.rounds = 50
+
+    config.data = ConfigDict()
+    config.data.source = "scenes"
+
+    config.partition = ConfigDict()
+    config.partition.kind = "dirichlet"
+    config.partition.clients = 10
+    config.partition.alpha = 0.1
+
+    config.local = ConfigDict()
+    config.local.learning_rate = 0.1
+
+    config.eval = ConfigDict()
+    config.eval.every = 50
+    config.eval.split = "validation"
+
+    labels, pacl, pacl_weights, cmfac, cmfac_weights = zip(*ROWS, strict=True)
+    config.sweep = ConfigDict()
+    config.sweep.seeds = 5
+    config.sweep.labels = labels
+    config.sweep.zip = ConfigDict()
+    config.sweep.zip.method = ConfigDict(
+        {"pacl": pacl, "pacl_weight": pacl_weights, "cmfac": cmfac, "cmfac_weight": cmfac_weights}
+    )
+    return config

@@ -1,0 +1,67 @@
+"""All methods side by side on the quickstart's federation, each with the rate that suits it, and zero-shot CLIP above.
+
+Rates were chosen on validation images, by
+
+    fedrsclip sweep --config=configs/baselines.py:rates --workdir=runs/rates
+
+and the methods are compared on test images by
+
+    fedrsclip sweep --config=configs/baselines.py --workdir=runs/baselines
+
+FedOTP sees an image as 4 x 4 patches. Fine-tuned PromptFL ends with two local passes of each client by itself.
+"""
+
+from ml_collections import ConfigDict
+
+RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
+# label, method, the client's step size, passes of fine-tuning; the rates are what `:rates` found best
+ROWS = (
+    ("PromptFL", "promptfl", 0.1, 0),
+    ("PromptFL, fine-tuned", "promptfl", 0.1, 2),
+    ("local CoOp", "local_coop", 0.1, 0),
+    ("FedPGP", "fedpgp", 0.1, 0),
+    ("FedOTP", "fedotp", 0.1, 0),
+    ("FedCLIP", "fedclip", 0.1, 0),
+    ("linear probe", "linear_probe", 0.1, 0),
+    ("FedRSCLIP", "fedrsclip", 0.1, 0),
+)
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """`arg` is empty, or `rates` to look for the step sizes on validation images."""
+    if arg not in ("", "rates"):
+        raise ValueError(f"configs/baselines.py:{arg}: leave {arg!r} out, or give `rates`")
+    config = ConfigDict()
+    config.seed = 0
+    config.backbone = "tiny"
+    config.rounds = 50
+
+    config.data = ConfigDict()
+    config.data.source = "scenes"
+
+    config.partition = ConfigDict()
+    config.partition.kind = "dirichlet"
+    config.partition.clients = 10
+    config.partition.alpha = 0.1
+
+    config.method = ConfigDict()
+    config.method.patch_grid = 4
+
+    config.eval = ConfigDict()
+    config.eval.every = 50
+
+    rows = ROWS
+    if arg == "rates":
+        config.eval.split = "validation"
+        rows = [
+            (f"{label} at {rate:g}", name, rate, 0) for label, name, _, passes in ROWS if not passes for rate in RATES
+        ]
+    labels, methods, rates, passes = zip(*rows, strict=True)
+    config.sweep = ConfigDict()
+    config.sweep.seeds = 3 if arg == "rates" else 5
+    config.sweep.labels = labels
+    config.sweep.zip = ConfigDict()
+    config.sweep.zip.method = ConfigDict({"name": methods})
+    config.sweep.zip.local = ConfigDict({"learning_rate": rates})
+    config.sweep.zip.eval = ConfigDict({"finetune_epochs": passes})
+    return config
