@@ -63,7 +63,7 @@ def test_a_log_hears_of_a_phase_in_which_nothing_gets_done(monkeypatch):
 
 
 def test_what_is_said_between_two_reports_is_the_last_of_them(monkeypatch):
-    """Lines by the clock must not keep reports from being heard: a sweep of 17 minutes once stood at its first round."""
+    """Lines by the clock must not keep reports from being heard: a sweep once stood at its first round to its end."""
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     stream = io.StringIO()
