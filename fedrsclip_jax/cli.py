@@ -1,14 +1,13 @@
 """The command line: verbs, flags and exit codes. Parsing only; nothing here imports JAX until a verb runs.
 
 Exit codes: 0 all is well, 1 a result that fails its check, 2 bad input (one line says what and how to mend it), 130 and
-143 stopped by Ctrl-C and SIGTERM (a run is saved first, and a line says how to go on), 141 nobody reads the output.
+143 stopped by Ctrl-C and SIGTERM (a run is saved first, and a line says how to go on).
 """
 
 import argparse
 import errno
 import os
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -51,9 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         _say(str(error))
         return 2 if isinstance(error, InputError) else 1
-    except BrokenPipeError:  # who was to read the output has left, as `head` does
+    except BrokenPipeError:  # who reads has seen enough, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
     except OSError as error:
         if debug or not (error.filename or error.errno in DISK_REFUSALS):
             raise
@@ -389,12 +387,8 @@ def _predict(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> Non
     chosen = {name: value for name, value in vars(known).items() if name in Request.__dataclass_fields__}
     # A bar in a terminal would stand between the lines that are printed there.
     mixed = known.output is None and sys.stdout.isatty()
-    try:
-        outcome = predict(Request(**chosen), overrides, Progress(quiet=known.quiet or mixed))
-        sys.stdout.flush()
-    except BrokenPipeError:  # who reads has seen enough, such as `head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return
+    outcome = predict(Request(**chosen), overrides, Progress(quiet=known.quiet or mixed))
+    sys.stdout.flush()
     for note in outcome.notes:
         _say(note)
     for file in outcome.files:
