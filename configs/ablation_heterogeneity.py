@@ -12,7 +12,7 @@ ROWS = (
     ("PromptFL", "promptfl", 0.0, 0.0),
     ("local CoOp", "local_coop", 0.0, 0.0),
     ("shared + private", "fedrsclip", 0.0, 0.0),
-    ("FedRSCLIP", "fedrsclip", 0.3, 0.5),
+    ("FedRSCLIP", "fedrsclip", 0.1, 0.5),
 )
 
 

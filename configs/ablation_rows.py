@@ -13,10 +13,10 @@ ROWS = (
     ("shared only (PromptFL)", "promptfl", 0.0, 0.0, 10),
     ("private only (local CoOp)", "local_coop", 0.0, 0.0, 10),
     ("shared + private", "fedrsclip", 0.0, 0.0, 10),
-    ("shared + private + PACL", "fedrsclip", 0.3, 0.0, 10),
+    ("shared + private + PACL", "fedrsclip", 0.1, 0.0, 10),
     ("shared + private + CMFAC", "fedrsclip", 0.0, 0.5, 10),
-    ("shared + private + both (FedRSCLIP)", "fedrsclip", 0.3, 0.5, 10),
-    ("centralised (K = 1)", "fedrsclip", 0.3, 0.5, 1),
+    ("shared + private + both (FedRSCLIP)", "fedrsclip", 0.1, 0.5, 10),
+    ("centralised (K = 1)", "fedrsclip", 0.1, 0.5, 1),
 )
 
 

@@ -108,7 +108,7 @@ class MethodConfig:
     )
     pacl: str = key("features", "what PACL compares", among=("features", "tokens"))
     cmfac: str = key("cosine", "how CMFAC ties text to images", among=("cosine", "contrastive"))
-    pacl_weight: float = key(0.3, "weight of PACL in the loss", low=0.0)
+    pacl_weight: float = key(0.1, "weight of PACL in the loss", low=0.0)
     cmfac_weight: float = key(0.5, "weight of CMFAC in the loss", low=0.0)
     rank: int = key(8, "of FedPGP's private change of the prompt; at most context_tokens count", low=1)
     contrastive_weight: float = key(1.0, "weight of FedPGP's contrastive term", low=0.0)
