@@ -1,34 +1,24 @@
-"""Do PACL and CMFAC help, and at which weight? Every pair of weights on the quickstart's federation, paired by seed.
+"""Do PACL and CMFAC help, and at which weight? Every pair of weights, paired by seed.
 
 Choices are made on validation images: `eval.split` says so, and the test images are not looked at.
 
 Method: FedRSCLIP from its published description, equations ours. 16 settings x 5 seeds = 80 runs as a few programs.
 
     fedrsclip sweep --config=configs/ablation_constraints.py --workdir=runs/constraints
+    fedrsclip sweep --config=configs/ablation_constraints.py:aid --config.backbone=runs/aid_clip --workdir=runs/aid_grid
 """
+
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from fedrsclip_jax.config import load_file
 
-def get_config() -> ConfigDict:
-    config = ConfigDict()
-    config.seed = 0
-    config.backbone = "tiny"
-    config.rounds = 50
 
-    config.data = ConfigDict()
-    config.data.source = "scenes"
-
-    config.partition = ConfigDict()
-    config.partition.kind = "dirichlet"
-    config.partition.clients = 10
-    config.partition.alpha = 0.1
-
-    config.local = ConfigDict()
-    config.local.learning_rate = 0.1
-
-    config.eval = ConfigDict()
-    config.eval.every = 50
+def get_config(federation: str = "quickstart") -> ConfigDict:
+    """`federation` names the configuration beside this one whose clients train, such as `aid`."""
+    config = load_file(str(Path(__file__).with_name(f"{federation}.py")))
+    config.eval.every = config.rounds
     config.eval.split = "validation"
 
     config.sweep = ConfigDict()

@@ -3,28 +3,17 @@
 fedrsclip sweep --config=configs/ablation_context.py --workdir=runs/context
 """
 
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
+from fedrsclip_jax.config import load_file
 
-def get_config() -> ConfigDict:
-    config = ConfigDict()
-    config.seed = 0
-    config.backbone = "tiny"
-    config.rounds = 50
 
-    config.data = ConfigDict()
-    config.data.source = "scenes"
-
-    config.partition = ConfigDict()
-    config.partition.kind = "dirichlet"
-    config.partition.clients = 10
-    config.partition.alpha = 0.1
-
-    config.local = ConfigDict()
-    config.local.learning_rate = 0.1
-
-    config.eval = ConfigDict()
-    config.eval.every = 50
+def get_config(federation: str = "quickstart") -> ConfigDict:
+    """`federation` names the configuration beside this one whose clients train, such as `aid`."""
+    config = load_file(str(Path(__file__).with_name(f"{federation}.py")))
+    config.eval.every = config.rounds
     config.eval.split = "validation"
 
     # One key at a time, around the defaults, which are the first row.

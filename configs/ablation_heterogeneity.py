@@ -5,7 +5,11 @@ With the same images for more clients each has fewer of them. Two prompts stand 
     fedrsclip sweep --config=configs/ablation_heterogeneity.py --workdir=runs/heterogeneity
 """
 
+from pathlib import Path
+
 from ml_collections import ConfigDict
+
+from fedrsclip_jax.config import load_file
 
 # label, method, PACL's weight, CMFAC's weight
 ROWS = (
@@ -16,23 +20,10 @@ ROWS = (
 )
 
 
-def get_config() -> ConfigDict:
-    config = ConfigDict()
-    config.seed = 0
-    config.backbone = "tiny"
-    config.rounds = 50
-
-    config.data = ConfigDict()
-    config.data.source = "scenes"
-
-    config.partition = ConfigDict()
-    config.partition.kind = "dirichlet"
-
-    config.local = ConfigDict()
-    config.local.learning_rate = 0.1
-
-    config.eval = ConfigDict()
-    config.eval.every = 50
+def get_config(federation: str = "quickstart") -> ConfigDict:
+    """`federation` names the configuration beside this one whose clients train, such as `aid`."""
+    config = load_file(str(Path(__file__).with_name(f"{federation}.py")))
+    config.eval.every = config.rounds
 
     labels, methods, pacl, cmfac = zip(*ROWS, strict=True)
     config.sweep = ConfigDict()

@@ -4,9 +4,14 @@ Rows: the shared prompt alone (PromptFL), the private one alone (local CoOp, not
 with CMFAC, with both constraints (FedRSCLIP), and centralised (one client that has all images).
 
     fedrsclip sweep --config=configs/ablation_rows.py --workdir=runs/rows
+    fedrsclip sweep --config=configs/ablation_rows.py:aid --config.backbone=runs/aid_clip --workdir=runs/aid_rows
 """
 
+from pathlib import Path
+
 from ml_collections import ConfigDict
+
+from fedrsclip_jax.config import load_file
 
 # label, method, PACL's weight, CMFAC's weight, clients
 ROWS = (
@@ -20,24 +25,10 @@ ROWS = (
 )
 
 
-def get_config() -> ConfigDict:
-    config = ConfigDict()
-    config.seed = 0
-    config.backbone = "tiny"
-    config.rounds = 50
-
-    config.data = ConfigDict()
-    config.data.source = "scenes"
-
-    config.partition = ConfigDict()
-    config.partition.kind = "dirichlet"
-    config.partition.alpha = 0.1
-
-    config.local = ConfigDict()
-    config.local.learning_rate = 0.1
-
-    config.eval = ConfigDict()
-    config.eval.every = 50
+def get_config(federation: str = "quickstart") -> ConfigDict:
+    """`federation` names the configuration beside this one whose clients train, such as `aid`."""
+    config = load_file(str(Path(__file__).with_name(f"{federation}.py")))
+    config.eval.every = config.rounds
 
     labels, methods, pacl, cmfac, clients = zip(*ROWS, strict=True)
     config.sweep = ConfigDict()

@@ -6,7 +6,11 @@ that its weights are large; CMFAC as a cosine (as defined) or contrastive over t
     fedrsclip sweep --config=configs/ablation_switches.py --workdir=runs/switches
 """
 
+from pathlib import Path
+
 from ml_collections import ConfigDict
+
+from fedrsclip_jax.config import load_file
 
 # label, what PACL compares, its weight, CMFAC's form, its weight
 ROWS = (
@@ -20,25 +24,10 @@ ROWS = (
 )
 
 
-def get_config() -> ConfigDict:
-    config = ConfigDict()
-    config.seed = 0
-    config.backbone = "tiny"
-    config.rounds = 50
-
-    config.data = ConfigDict()
-    config.data.source = "scenes"
-
-    config.partition = ConfigDict()
-    config.partition.kind = "dirichlet"
-    config.partition.clients = 10
-    config.partition.alpha = 0.1
-
-    config.local = ConfigDict()
-    config.local.learning_rate = 0.1
-
-    config.eval = ConfigDict()
-    config.eval.every = 50
+def get_config(federation: str = "quickstart") -> ConfigDict:
+    """`federation` names the configuration beside this one whose clients train, such as `aid`."""
+    config = load_file(str(Path(__file__).with_name(f"{federation}.py")))
+    config.eval.every = config.rounds
     config.eval.split = "validation"
 
     labels, pacl, pacl_weights, cmfac, cmfac_weights = zip(*ROWS, strict=True)

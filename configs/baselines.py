@@ -11,7 +11,11 @@ and the methods are compared on test images by
 FedOTP sees an image as 4 x 4 patches. Fine-tuned PromptFL ends with two local passes of each client by itself.
 """
 
+from pathlib import Path
+
 from ml_collections import ConfigDict
+
+from fedrsclip_jax.config import load_file
 
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
 # label, method, the client's step size, passes of fine-tuning; the rates are what `:rates` found best
@@ -31,25 +35,9 @@ def get_config(arg: str = "") -> ConfigDict:
     """`arg` is empty, or `rates` to look for the step sizes on validation images."""
     if arg not in ("", "rates"):
         raise ValueError(f"configs/baselines.py:{arg}: leave {arg!r} out, or give `rates`")
-    config = ConfigDict()
-    config.seed = 0
-    config.backbone = "tiny"
-    config.rounds = 50
-
-    config.data = ConfigDict()
-    config.data.source = "scenes"
-
-    config.partition = ConfigDict()
-    config.partition.kind = "dirichlet"
-    config.partition.clients = 10
-    config.partition.alpha = 0.1
-
-    config.method = ConfigDict()
-    config.method.patch_grid = 4
-
-    config.eval = ConfigDict()
-    config.eval.every = 50
-
+    config = load_file(str(Path(__file__).with_name("quickstart.py")))
+    config.eval.every = config.rounds
+    config.method = ConfigDict({"patch_grid": 4})
     rows = ROWS
     if arg == "rates":
         config.eval.split = "validation"

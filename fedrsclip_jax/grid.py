@@ -34,6 +34,8 @@ _FIXED = {
     "baselines": "name methods as values of method.name",
     "eval.split": "rows are compared on the same images",
 }
+# What a configuration may say of more runs than one is the sweep's to say.
+_ALONE = (("seeds", "1"), ("baselines", ""))
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def read(written: Written, overrides: Sequence[tuple[str, str]] = ()) -> Grid:
                 f"--config.{key}={said[0]}: the sweep varies {key}; set its values by --config.sweep."
                 f"{'grid' if key in lists['grid'] else 'zip'}.{key}=A,B"
             )
-    base = resolve(Config, plain, others)
+    base = resolve(Config, plain, [*others, *_ALONE])
     labels = group.get("labels") or ()
     if not isinstance(labels, (list, tuple)) or not all(isinstance(label, str) and label for label in labels):
         raise InputError(f"config key 'sweep.labels' = {labels!r} are no names; give a list of texts, one a row of zip")
@@ -175,7 +177,7 @@ def _with(
 ) -> Config:
     """One run's configuration; texts from the command line are read by the key's type."""
     texts = [(key, value if isinstance(value, str) else _text(value)) for key, value in values.items()]
-    return resolve(Config, written, [*overrides, *texts, ("seed", str(seed)), ("seeds", "1"), ("baselines", "")])
+    return resolve(Config, written, [*overrides, *texts, ("seed", str(seed)), *_ALONE])
 
 
 def _text(value: Any) -> str:

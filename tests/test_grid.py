@@ -113,6 +113,16 @@ def test_shipped_sweeps_make_sense(file):
     assert {len(row.runs) for row in read.rows} == {5}
 
 
+def test_ablations_are_of_the_federation_that_is_named():
+    file = REPOSITORY / "configs" / "ablation_constraints.py"
+    aid = grid.read(configuration.load_file(f"{file}:aid"))
+    assert (aid.base.data.half, aid.base.local.learning_rate) == ("federate", 0.01)
+    assert (aid.base.seeds, aid.base.baselines) == (1, ())
+    assert [row.label for row in aid.rows] == [row.label for row in grid.read(configuration.load_file(str(file))).rows]
+    with pytest.raises(InputError, match=r"no file .*aidd\.py"):
+        configuration.load_file(f"{file}:aidd")
+
+
 def test_rates_of_baselines_are_looked_for_on_validation_images():
     compared = grid.read(configuration.load_file(str(SHIPPED[-1])))
     tried = grid.read(configuration.load_file(f"{SHIPPED[-1]}:rates"))
