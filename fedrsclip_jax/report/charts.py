@@ -1,100 +1,39 @@
-"""Charts of a report: SVG with the page's own colours, so that they follow light and dark, and a sentence on each.
+"""Charts of a run's report: SVG with the page's own colours, and a sentence on each."""
 
-Drawn by matplotlib with marker colours that are then replaced by the page's variables. Texts stay texts.
-"""
-
-import functools
-import io
-import re
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from fedrsclip_jax.evidence import Evidence
+from fedrsclip_jax.report.drawing import (
+    BLUE,
+    GOLD,
+    GREEN,
+    INK,
+    MUTED,
+    ORANGE,
+    PAGE,
+    PURPLE,
+    SERIES,
+    WIDTH,
+    Chart,
+    canvas,
+    for_page,
+    svg,
+)  # fmt: skip
 from fedrsclip_jax.report.percent import percent
 
-T = TypeVar("T")
-
-# Colour-blind safe (Okabe and Ito 2008), and three of the page; the page gives each in light and dark.
-INK, MUTED, GRID, PAGE = "#010101", "#020202", "#030303", "#040404"
-BLUE, ORANGE, GREEN, PURPLE, GOLD, SKY = "#0072b2", "#d55e00", "#009e73", "#aa4499", "#b8860b", "#56b4e9"
-VARIABLES = {
-    INK: "ink", MUTED: "muted", GRID: "grid", PAGE: "page",
-    BLUE: "blue", ORANGE: "orange", GREEN: "green", PURPLE: "purple",
-    GOLD: "gold", SKY: "sky",
-}  # fmt: skip
-SERIES = (BLUE, ORANGE, GREEN, PURPLE, GOLD, SKY)
-_STYLE: Any = {
-    "font.size": 9,
-    "font.family": "sans-serif",
-    "svg.fonttype": "none",
-    "text.parse_math": False,  # a class name may hold a dollar
-    "text.color": INK,
-    "axes.edgecolor": GRID,
-    "axes.labelcolor": MUTED,
-    "axes.titlecolor": INK,
-    "axes.titlesize": 9,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "legend.frameon": False,
-}
-_WIDTH, _HEIGHT = 5.2, 3.0  # inches: on a phone, too, texts keep about their size
 _BARS = 60  # clients that have a bar each
 _POINTS = 400  # of more clients, evenly over all of them
 _NAMED = 7  # classes whose text features have their names
 _CLASSES = 50  # that tables of classes hold; of more, those that tell most
 
 
-@dataclass(frozen=True)
-class Chart:
-    """One figure.
-
-    Attributes:
-      name: distinguishes its parts from other figures' on the page.
-      title: of the figure.
-      svg: drawing.
-      said: one sentence on what it shows, which also serves who cannot see it.
-      wide: whether it needs the page's whole width, and more than a phone's.
-    """
-
-    name: str
-    title: str
-    svg: str
-    said: str
-    wide: bool = False
-
-
-def _styled(draw: Callable[..., T]) -> Callable[..., T]:
-    """Has a chart drawn in the report's style, and leaves matplotlib's settings as they were."""
-
-    @functools.wraps(draw)
-    def drawn(*arguments: Any, **named: Any) -> T:
-        import matplotlib
-
-        with matplotlib.rc_context(_STYLE):
-            return draw(*arguments, **named)
-
-    return drawn
-
-
-@_styled
+@for_page
 def by_round(lines: Sequence[dict[str, Any]], zero: dict[str, Any], shares: bool) -> Chart:
     """Accuracy of the federation's model and of the personal ones, with a band from the worst tenth to the best."""
-    figure, axes = _canvas()
+    figure, axes = canvas()
     rounds = [line["round"] for line in lines]
     _accuracies(axes, rounds, lines, zero, shares)
     axes.set(xlabel="round")
@@ -106,17 +45,17 @@ def by_round(lines: Sequence[dict[str, Any]], zero: dict[str, Any], shares: bool
     )
     if len(lines) > 1:
         said += f"; at round {rounds[0]} it was {percent(first['mean'])} %"
-    return Chart("rounds", "Accuracy by round", _svg(figure, "rounds"), f"{said}.")
+    return Chart("rounds", "Accuracy by round", svg(figure, "rounds"), f"{said}.")
 
 
-@_styled
+@for_page
 def by_bytes(lines: Sequence[dict[str, Any]], zero: dict[str, Any], shares: bool) -> Chart | None:
     """The same against what all clients together have sent; None where nothing is sent."""
     sent = np.array([line["bytes_sent"] for line in lines], float)
     if not sent[-1]:
         return None
     unit, name = _unit(sent[-1])
-    figure, axes = _canvas()
+    figure, axes = canvas()
     _accuracies(axes, sent / unit, lines, zero, shares)
     axes.set(xlabel=f"{name} sent by all clients together")
     axes.set_xlim(left=0)
@@ -125,17 +64,17 @@ def by_bytes(lines: Sequence[dict[str, Any]], zero: dict[str, Any], shares: bool
         f"All clients together sent {sent[-1] / unit:,.1f} {name}; the highest mean of personal models, "
         f"{percent(lines[best]['personalised']['mean'])} %, was reached with {sent[best] / unit:,.1f} {name}."
     )
-    return Chart("bytes", "Accuracy against bytes sent", _svg(figure, "bytes"), said)
+    return Chart("bytes", "Accuracy against bytes sent", svg(figure, "bytes"), said)
 
 
-@_styled
+@for_page
 def losses(lines: Sequence[dict[str, Any]]) -> Chart | None:
     """Cross-entropy and the two constraints by round, each on its own scale; None where a method tells no parts."""
     titles = {"ce": "cross-entropy", "pacl": "PACL", "cmfac": "CMFAC"}
     there = [name for name in titles if any(line.get(name) is not None for line in lines)]
     if not there:
         return None
-    figure, axes = _canvas(columns=len(there), height=2.3)
+    figure, axes = canvas(columns=len(there), height=2.3)
     said = []
     for name, one, color in zip(there, np.atleast_1d(axes), SERIES, strict=False):
         points = [(line["round"], line[name]) for line in lines if line.get(name) is not None]
@@ -144,10 +83,10 @@ def losses(lines: Sequence[dict[str, Any]]) -> Chart | None:
         one.set_ylim(0, 1.08 * max(value for _, value in points) or 1)
         one.xaxis.get_major_locator().set_params(integer=True, nbins=4)
         said.append(f"{titles[name]} from {points[0][1]:.3f} to {points[-1][1]:.3f}")
-    return Chart("losses", "Parts of the loss by round", _svg(figure, "losses"), f"In training: {'; '.join(said)}.")
+    return Chart("losses", "Parts of the loss by round", svg(figure, "losses"), f"In training: {'; '.join(said)}.")
 
 
-@_styled
+@for_page
 def by_client(summary: dict[str, Any], name: Callable[[int], str]) -> Chart:
     """Personal models on their clients' images, sorted, with marks for zero-shot and the federation's model.
 
@@ -161,7 +100,7 @@ def by_client(summary: dict[str, Any], name: Callable[[int], str]) -> Chart:
     tested.sort(key=lambda i: own[i])
     shares = summary["uplink_params_per_client_round"] > 0
     values = 100 * np.array([[own[i], zero[i], shared[i]] for i in tested], float).reshape(-1, 3)
-    figure, axes = _canvas(height=3.2)
+    figure, axes = canvas(height=3.2)
     at = np.arange(len(tested))
     if len(tested) <= _BARS:
         axes.bar(at, values[:, 0], width=0.75, color=BLUE, alpha=0.85, label="personal model")
@@ -191,15 +130,15 @@ def by_client(summary: dict[str, Any], name: Callable[[int], str]) -> Chart:
             f"; from {gained[worst]:+.1f} points (client {name(ids[tested[worst]])}) to {gained[best]:+.1f} "
             f"(client {name(ids[tested[best]])})"
         )
-    return Chart("clients", "Accuracy of each client", _svg(figure, "clients"), f"{said}.")
+    return Chart("clients", "Accuracy of each client", svg(figure, "clients"), f"{said}.")
 
 
-@_styled
+@for_page
 def owners(found: Evidence, class_names: Sequence[str], clients: int, name: Callable[[int], str]) -> Chart:
     """Who owns what: training images, and to the right of them test images."""
     most_common = np.sort(np.argsort(-found.train.sum(axis=0), kind="stable")[:_CLASSES])
     many, classes = len(found.owners), len(most_common)
-    figure, axes = _canvas(width=max(_WIDTH, 1.8 + 0.26 * many), height=1.1 + 0.2 * classes)
+    figure, axes = canvas(width=max(WIDTH, 1.8 + 0.26 * many), height=1.1 + 0.2 * classes)
     largest = max(int(found.train.max()), 1)
     for counts, color, aside in (
         (found.train[:, most_common], BLUE, -0.14),
@@ -220,10 +159,10 @@ def owners(found: Evidence, class_names: Sequence[str], clients: int, name: Call
         f"images ({sizes[small]}), {most} the most ({sizes[large]}); half of the clients own "
         f"{int(np.median(kinds))} classes or fewer."
     )
-    return Chart("owners", "Who owns what", _svg(figure, "owners"), said, wide=many > 16)
+    return Chart("owners", "Who owns what", svg(figure, "owners"), said, wide=many > 16)
 
 
-@_styled
+@for_page
 def confusion(found: Evidence, class_names: Sequence[str], shares: bool) -> Chart:
     """Guesses of the federation's model by true class, each row of 100 %."""
     from matplotlib.collections import PatchCollection
@@ -238,7 +177,7 @@ def confusion(found: Evidence, class_names: Sequence[str], shares: bool) -> Char
     counts = everything[np.ix_(shown, shown)]
     rows = counts / np.maximum(everything.sum(axis=1)[shown, None], 1)
     side = 2.0 + 0.21 * max(classes, 8)
-    figure, axes = _canvas(width=max(side + 0.4, _WIDTH), height=side)
+    figure, axes = canvas(width=max(side + 0.4, WIDTH), height=side)
     cells = [(row, column) for row, column in np.ndindex(rows.shape) if counts[row, column]]
     colors = [to_rgba(BLUE if r == c else ORANGE, 0.12 + 0.88 * rows[r, c]) for r, c in cells]
     squares = [Rectangle((c - 0.46, r - 0.46), 0.92, 0.92) for r, c in cells]
@@ -261,10 +200,10 @@ def confusion(found: Evidence, class_names: Sequence[str], shares: bool) -> Char
             f"({off[row, column]} of {everything[row].sum()})"
         )
     of = "the federation's model" if shares else "zero-shot CLIP, as this method shares nothing"
-    return Chart("confusion", f"Confusion on pooled images, {of}", _svg(figure, "confusion"), f"{said}.", classes > 16)
+    return Chart("confusion", f"Confusion on pooled images, {of}", svg(figure, "confusion"), f"{said}.", classes > 16)
 
 
-@_styled
+@for_page
 def texts(found: Evidence, class_names: Sequence[str]) -> Chart | None:
     """Text features of each class in two dimensions, and how far private prompts moved from the shared one."""
     if not len(found.shared) or not len(found.private):
@@ -275,7 +214,7 @@ def texts(found: Evidence, class_names: Sequence[str]) -> Chart | None:
     centred = everything - everything.mean(axis=0)
     _, spread, directions = np.linalg.svd(centred, full_matrices=False)
     flat = np.split(centred @ directions[:2].T, len(groups))
-    figure, axes = _canvas(height=4.0)
+    figure, axes = canvas(height=4.0)
     axes.scatter(*flat[0].T, 14, marker="x", color=MUTED, linewidth=1, label="zero-shot")
     axes.scatter(*flat[1].T, 34, color=BLUE, label="shared")
     for client, points, color in zip(found.movers, flat[2:], (ORANGE, GREEN, PURPLE, GOLD), strict=False):
@@ -298,13 +237,13 @@ def texts(found: Evidence, class_names: Sequence[str]) -> Chart | None:
         f"texts the mean cosine is {cosines.mean():.3f}; farthest moved is {class_names[c]} of client "
         f"{found.movers[client]} ({cosines[client, c]:.3f})."
     )
-    return Chart("texts", "Where the prompts put the classes", _svg(figure, "texts"), said)
+    return Chart("texts", "Where the prompts put the classes", svg(figure, "texts"), said)
 
 
-@_styled
+@for_page
 def seconds(spent: dict[str, float]) -> Chart:
     """Wall-clock time by phase."""
-    figure, axes = _canvas(height=0.7 + 0.32 * len(spent))
+    figure, axes = canvas(height=0.7 + 0.32 * len(spent))
     names, values = [*spent], [*spent.values()]
     axes.barh(range(len(names)), values, height=0.6, color=BLUE, alpha=0.85)
     for at, value in enumerate(values):
@@ -317,13 +256,13 @@ def seconds(spent: dict[str, float]) -> Chart:
     axes.set_xlim(0, 1.2 * max(*values, 1e-9))
     most = max(spent, key=lambda phase: spent[phase])
     said = f"{sum(values):,.1f} s in all, of which {most} took {percent(spent[most] / max(sum(values), 1e-9))} %."
-    return Chart("seconds", "Seconds by phase", _svg(figure, "seconds"), said)
+    return Chart("seconds", "Seconds by phase", svg(figure, "seconds"), said)
 
 
-@_styled
+@for_page
 def side_by_side(runs: dict[str, Sequence[dict[str, Any]]], part: tuple[str, str], title: str, name: str) -> Chart:
     """One accuracy of several runs by round; `part` is where it stands in a line."""
-    figure, axes = _canvas()
+    figure, axes = canvas()
     ends = []
     for (label, lines), color in zip(runs.items(), (SERIES * (len(runs) // len(SERIES) + 1)), strict=False):
         points = [(line["round"], 100 * line[part[0]][part[1]]) for line in lines]
@@ -336,7 +275,7 @@ def side_by_side(runs: dict[str, Sequence[dict[str, Any]]], part: tuple[str, str
     said = (
         f"At the end {ends[0][1]} stands highest ({ends[0][0]:.1f} %) and {ends[-1][1]} lowest ({ends[-1][0]:.1f} %)."
     )
-    return Chart(name, title, _svg(figure, name), said)
+    return Chart(name, title, svg(figure, name), said)
 
 
 def _accuracies(axes, at, lines: Sequence[dict[str, Any]], zero: dict[str, Any], shares: bool) -> None:
@@ -373,36 +312,6 @@ def _label_ends(axes, right: float, ends: list[tuple[float, str, str]]) -> None:
             text, (right, place), xytext=(10, 0), textcoords="offset points", va="center", fontsize=8, color=color,
             annotation_clip=False,
         )  # fmt: skip
-
-
-def _canvas(columns: int = 1, width: float = _WIDTH, height: float = _HEIGHT):
-    from matplotlib.figure import Figure  # no window, no global state
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(1, columns)
-
-
-def _svg(figure, name: str) -> str:
-    """The drawing alone, for use within a page: its ids are its own, its colours and fonts the page's."""
-    import matplotlib
-
-    out = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the reader's fonts draw the texts
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    text = out.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
-    text = re.sub(r'xlink:href="#', f'xlink:href="#{name}-', text)
-    text = re.sub(r"url\(#", f"url(#{name}-", text)
-    text = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", text)
-    for color, variable in VARIABLES.items():
-        text = text.replace(color, f"var(--{variable})")
-    size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)
-    assert size is not None
-    opening = f'<svg viewBox="0 0 {size[1]} {size[2]}" aria-hidden="true" xmlns:xlink="http://www.w3.org/1999/xlink">'
-    return opening + text[text.index(">") + 1 :]
 
 
 def _unit(most: float) -> tuple[float, str]:

@@ -17,10 +17,10 @@ from fedrsclip_jax.evidence import Evidence
 from fedrsclip_jax.files import read_json, write_text
 from fedrsclip_jax.ledger import read_lines
 from fedrsclip_jax.methods import TITLES
-from fedrsclip_jax.report import charts
+from fedrsclip_jax.report import charts, sweep_charts
 from fedrsclip_jax.report.charts import Chart
 from fedrsclip_jax.report.percent import percent, percents
-from fedrsclip_jax.report.sweep import FIGURES, figure_at, figures_of, pictures, table
+from fedrsclip_jax.report.sweep import FIGURES, figure_at, figures_of, table
 
 FILE = "report.html"
 _NEEDED = (
@@ -53,7 +53,6 @@ th:first-child { text-align: left; white-space: normal; min-width: 9rem; font-we
 thead th { color: var(--muted); font-weight: 400; vertical-align: bottom; }
 .wrong { display: grid; grid-template-columns: repeat(auto-fill, minmax(7rem, 1fr)); gap: 1rem; padding: 0; margin: 0; }
 .wrong li { list-style: none; font-size: .8rem; line-height: 1.35; } .wrong img { width: 100%; border-radius: .35rem; }
-.picture { background: #fff; max-width: 100%; height: auto; border-radius: .35rem; }
 pre { overflow-x: auto; font-size: .8rem; background: var(--card); padding: 1rem; border-radius: .5rem; }
 summary { cursor: pointer; margin: 1rem 0; } a { color: var(--blue); }
 @media print { body { max-width: none; padding: 0; font-size: 11px; } h2 { break-after: avoid; }
@@ -223,36 +222,18 @@ def _sweep(folder: Path) -> tuple[str, str]:
     seeds = len(result["seeds"])
     body = [
         f"<h1>{html.escape(title)}</h1>",
-        f'<p class="quiet">{len(rows)} rows, {seeds} seed{"s" * (seeds != 1)} each; accuracy in % on {result["split"]} '
-        "images, mean ± standard deviation over seeds. Differences and p (t test, uncorrected) are paired by seed, "
-        "among rows on equal partitions.</p>",
+        f'<p class="quiet">{len(result["rows"])} rows, {seeds} seed{"s" * (seeds != 1)} each; accuracy in % on '
+        f"{result['split']} images, mean ± standard deviation over seeds. Differences and p (t test, uncorrected) are "
+        "paired by seed, among rows on equal partitions.</p>",
         _table(headings, bold),
     ]
-    finding, drawn = _extremes(result), []
-    for name, picture in pictures(result).items():
-        said = f"{name.replace('_', ' ')}: accuracy on the clients' own {result['split']} images. {finding}"
-        drawing = _picture(picture, "png", said, "picture")
-        drawn.append(f"<figure>{drawing}<figcaption>{html.escape(said)}</figcaption></figure>")
-    if drawn:
-        body.append(f'<h2>In figures</h2><div class="charts">{"".join(drawn)}</div>')
+    if drawn := sweep_charts.charts(result):
+        body += ["<h2>In figures</h2>", _figures(drawn)]
     head = ("row", "seed", "zero-shot, own", "personal, own", "worst tenth", "federation, pooled", "")
     body += [f"<details><summary>{len(runs)} runs</summary>", _table(head, runs), "</details>"]
     config = html.escape((folder / "config.json").read_text(encoding="utf-8"))
     body.append(f"<details><summary>Configuration</summary><pre>{config}</pre></details>")
     return title, "".join(body)
-
-
-def _extremes(result: dict[str, Any]) -> str:
-    """The rows of a sweep with the highest and the lowest mean, in a sentence."""
-    means = {}
-    for row in result["rows"]:
-        own = [run["summary"]["personalised"]["mean"] for run in row["runs"] if run["summary"]]
-        if own:
-            means[row["label"]] = sum(own) / len(own)
-    if not means:
-        return "No run came to its end."
-    high, low = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
-    return f"Highest is {high} with {percent(means[high])} %, lowest {low} with {percent(means[low])} %."
 
 
 def _headline(summary: dict[str, Any], shares: bool) -> str:
@@ -372,10 +353,9 @@ def _figures(shown: Sequence[Chart], prefix: str = "") -> str:
     return f'<div class="charts">{"".join(made)}</div>'
 
 
-def _picture(content: bytes, kind: str, said: str, style: str = "") -> str:
+def _picture(content: bytes, kind: str, said: str) -> str:
     data = base64.b64encode(content).decode()
-    chosen = f' class="{style}"' if style else ""
-    return f'<img{chosen} src="data:image/{kind};base64,{data}" alt="{html.escape(said)}">'
+    return f'<img src="data:image/{kind};base64,{data}" alt="{html.escape(said)}">'
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

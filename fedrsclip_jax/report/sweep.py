@@ -1,4 +1,4 @@
-"""What a sweep shows: `results.csv` (a row a run), `table.md` (a row a setting), pictures."""
+"""What a sweep shows: `results.csv` (a row a run), `table.md` (a row a setting), and its pictures."""
 
 import csv
 import io
@@ -13,6 +13,7 @@ from rich.table import Table
 
 from fedrsclip_jax.files import write_bytes, write_text
 from fedrsclip_jax.report.percent import percents
+from fedrsclip_jax.report.sweep_charts import pictures
 
 _OWN = "clients' own"
 # What is told of every run: heading of the column, and where the run's figure and zero-shot's stand in `summary.json`.
@@ -185,83 +186,6 @@ def show(result: dict[str, Any], console: Console) -> None:
     for row in rows:
         shown.add_row(*(f"[bold]{cell[2:-2]}[/bold]" if cell.startswith("**") else cell for cell in row[:-1]))
     console.print(shown)
-
-
-def pictures(result: dict[str, Any]) -> dict[str, bytes]:
-    """PNGs by name: the clients' own accuracy along each key, and a heat map where two keys are crossed."""
-    made = {}
-    varied = [key for key in result["varied"] if len({str(row["values"].get(key)) for row in result["rows"]}) > 1]
-    for key in varied:
-        made[f"by_{key}"] = _line(result, key, varied)
-    crossed = {tuple(str(row["values"].get(key)) for key in varied) for row in result["rows"]}
-    if len(varied) == 2 and len(crossed) == np.prod(
-        [len({str(row["values"][k]) for row in result["rows"]}) for k in varied]
-    ):
-        made["heat_map"] = _heat_map(result, *varied)
-    return made
-
-
-def _line(result: dict[str, Any], key: str, varied: list[str]) -> bytes:
-    """Mean and deviation over seeds along one key, a line for each setting of the others."""
-    figure, axes = _canvas()
-    others = [other for other in varied if other != key]
-    lines: dict[str, list[tuple[Any, list[float]]]] = {}
-    for row in result["rows"]:
-        values = [*_by_seed(row).values()]
-        if values:
-            name = ", ".join(f"{other.rpartition('.')[2]} = {row['values'].get(other)}" for other in others)
-            lines.setdefault(name, []).append((row["values"].get(key), values))
-    numeric = all(isinstance(value, (int, float)) for points in lines.values() for value, _ in points)
-    labels = list(dict.fromkeys(str(value) for points in lines.values() for value, _ in points))
-    for name, points in lines.items():
-        if numeric:
-            points.sort(key=lambda point: point[0])
-        at = [value if numeric else labels.index(str(value)) for value, _ in points]
-        mean = 100 * np.array([np.mean(values) for _, values in points])
-        std = 100 * np.array([np.std(values, ddof=1) if len(values) > 1 else 0.0 for _, values in points])
-        style = "o-" if numeric else "o"
-        axes.errorbar(at, mean, std, fmt=style, capsize=3, label=name or None)
-    if not numeric:
-        axes.set_xticks(range(len(labels)), labels, rotation=20, ha="right")
-    zero = [_at(summary, FIGURES[_OWN][1]) for summary in _summaries(result["rows"])]
-    if zero:
-        axes.axhline(100 * float(np.mean(zero)), linestyle=":", color="grey", label="zero-shot")
-    if len(lines) <= 12:
-        axes.legend(fontsize="small")
-    axes.set(xlabel=key, ylabel=f"accuracy on clients' own {result['split']} images, %")
-    return _png(figure)
-
-
-def _heat_map(result: dict[str, Any], down: str, across: str) -> bytes:
-    figure, axes = _canvas()
-    values = {
-        (str(row["values"][down]), str(row["values"][across])): [*_by_seed(row).values()] for row in result["rows"]
-    }
-    rows, columns = (list(dict.fromkeys(pair[i] for pair in values)) for i in (0, 1))
-    table = np.array([[100 * np.mean(values[r, c]) if values[r, c] else np.nan for c in columns] for r in rows])
-    image = axes.imshow(table, cmap="viridis", aspect="auto")
-    middle = np.nanmean(table)
-    for (i, j), value in np.ndenumerate(table):
-        text = f"{value:.1f}" if np.isfinite(value) else "diverged"
-        axes.text(j, i, text, ha="center", va="center", color="white" if value < middle else "black")
-    axes.set_xticks(range(len(columns)), columns)
-    axes.set_yticks(range(len(rows)), rows)
-    axes.set(xlabel=across, ylabel=down)
-    figure.colorbar(image, label=f"accuracy on clients' own {result['split']} images, %")
-    return _png(figure)
-
-
-def _canvas():
-    from matplotlib.figure import Figure  # no window, no global state
-
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    return figure, figure.subplots()
-
-
-def _png(figure) -> bytes:
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=150)
-    return out.getvalue()
 
 
 def _summaries(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
