@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from fedrsclip_jax.config import load_file
 
-RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
+RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 # label, method, the client's step size, passes of fine-tuning; the rates are what `:rates` found best
 ROWS = (
     ("PromptFL", "promptfl", 0.1, 0),
