@@ -6,15 +6,10 @@ from pathlib import Path
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most time goes to compiling programs that run once, and without LLVM's optimisation that takes two thirds as long.
-os.environ["XLA_FLAGS"] = f"{os.environ['XLA_FLAGS']} --xla_backend_optimization_level=0"
 
 import jax
 import jaxtyping
 import pytest
-
-jax.devices()  # which reads the flags; what tests start in processes of their own is compiled as users compile it
-os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].removesuffix(" --xla_backend_optimization_level=0")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

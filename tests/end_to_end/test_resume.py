@@ -330,11 +330,11 @@ def test_a_disk_that_refuses_to_write_is_told_in_a_line(train, tmp_path, monkeyp
 
 def test_another_configuration_is_refused_unless_it_is_meant(train, tmp_path):
     assert train("run", "--config.rounds=2")[0] == 0
-    changed = ("--config.local.learning_rate=0.01", "--config.seed=0", "--config.method.pacl_weight=0.1")
+    changed = ("--config.local.learning_rate=0.01", "--config.seed=0", "--config.method.pacl_weight=0.2")
     check_refused(
         train("run", *changed),
         "local.learning_rate = 0.01 (it was 0.1)",
-        "method.pacl_weight = 0.1",
+        "method.pacl_weight = 0.2",
         "--allow-changed=local.learning_rate,method.pacl_weight",
     )
     check_refused(train("run", *changed, "--allow-changed=local.learning_rate"), "--allow-changed=method.pacl_weight")
