@@ -110,7 +110,7 @@ class MethodConfig:
     cmfac: str = key("cosine", "how CMFAC ties text to images", among=("cosine", "contrastive"))
     pacl_weight: float = key(0.1, "weight of PACL in the loss", low=0.0)
     cmfac_weight: float = key(0.5, "weight of CMFAC in the loss", low=0.0)
-    rank: int = key(8, "of FedPGP's private change of the prompt; at most context_tokens count", low=1)
+    rank: int = key(2, "of FedPGP's private change of the prompt; at most context_tokens count", low=1)
     contrastive_weight: float = key(1.0, "weight of FedPGP's contrastive term", low=0.0)
     temperature: float = key(0.5, "temperature of FedPGP's contrastive term", above=0.0)
     transport_epsilon: float = key(0.1, "entropic weight of FedOTP's transport, in units of cosine", low=0.001)
@@ -144,7 +144,9 @@ class ServerConfig:
     client_norm: float = key(0.0, "longest change of one client (L2), of `norm_clipped_mean`", low=0.0)
     clip_norm: float = key(0.0, "longest average change (L2), of any aggregator; 0 is no limit", low=0.0)
     optimizer: str = key("sgd", "applied to the average; sgd at 1 is FedAvg", among=("sgd", "momentum", "adam", "yogi"))
-    learning_rate: float = key(1.0, "step size of the server", low=0.0)
+    learning_rate: float = key(
+        1.0, "step size of the server; adam and yogi want about 0.01, the size of a change of prompts", low=0.0
+    )
 
 
 @dataclass(frozen=True)

@@ -195,7 +195,7 @@ class Run:
     def summarise(self) -> dict[str, Any]:
         """Writes `summary.json`, after the last round."""
         config, federation, ledger = self.config, self.federation, self.ledger
-        target = config.eval.target_accuracy
+        target, shares = config.eval.target_accuracy, federation.traffic.params > 0
         if not self._scores:  # the run was left between its last round and its summary, or was to go further once
             self._evaluate(complete=True)
         with compilation.measure(ledger.seconds, "evaluate"):
@@ -221,11 +221,14 @@ class Run:
             "seed": config.seed,
             "uplink_params_per_client_round": federation.traffic.params,
             "uplink_bytes_per_client_round": federation.traffic.bytes,
+            # A client is sent the shared variables that it sends back.
+            "downlink_params_per_client_round": federation.traffic.params,
+            "downlink_bytes_per_client_round": federation.traffic.bytes,
             "bytes_sent": ledger.bytes_sent,
             "local_steps": ledger.steps,
-            "last_evaluations": ledger.last(),
-            "bytes_to_target": ledger.bytes_to(target) if target else None,
-            "bytes_to_accuracy": {f"{tenth / 10}": ledger.bytes_to(tenth / 10) for tenth in range(1, 10)},
+            "last_evaluations": ledger.last(shares),
+            "bytes_to_target": ledger.bytes_to(target, shares) if target else None,
+            "bytes_to_accuracy": {f"{tenth / 10}": ledger.bytes_to(tenth / 10, shares) for tenth in range(1, 10)},
             "zero_shot": self._zero_shot,
             **self._scores,
             **beyond,
@@ -295,6 +298,11 @@ class Run:
 def check_method(config: Config, name: str, key: str = "method.name") -> None:
     """Refuses a method that is not known, or cannot be scored as the configuration asks; `key` names it."""
     method = find_method(name, key)
+    if config.eval.base_to_new and config.eval.finetune_epochs:
+        raise InputError(
+            f"eval.base_to_new = True with eval.finetune_epochs = {config.eval.finetune_epochs}: models on new classes "
+            "are not fine-tuned, and would not be those on base classes; leave out either"
+        )
     if config.eval.base_to_new and getattr(method, "per_class", False):
         raise InputError(
             f"eval.base_to_new = True with {key}: {name} has variables of each class and cannot name others; leave out "

@@ -101,6 +101,8 @@ def read(written: Written, overrides: Sequence[tuple[str, str]] = ()) -> Grid:
             raise InputError(f"unknown config key {name!r}; set sweep.seeds, sweep.grid.KEY or sweep.zip.KEY")
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
         raise InputError(f"config key 'sweep.seeds' = {seeds!r} is no number of seeds; it must be at least 1")
+    if given := [(key, text) for key, text in others if text != dict(_ALONE).get(key, text)]:
+        raise InputError(f"--config.{given[0][0]}={given[0][1]}: {_FIXED[given[0][0]]}")
     varied = (*lists["zip"], *lists["grid"])
     if not varied:
         raise InputError("this configuration varies nothing; give sweep.grid or sweep.zip, or use fedrsclip train")

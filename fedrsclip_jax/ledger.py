@@ -83,19 +83,26 @@ class Ledger:
         )
         self.refused = []
 
-    def last(self, lines: int = 5) -> dict[str, dict[str, float]]:
-        """Mean and standard deviation of the accuracies of the last evaluations, or of as many as there are."""
-        kept = {name: [value for _, value in self._course(name)][-lines:] for name in _ACCURACIES}
-        return {
-            name: {"mean": statistics.fmean(values), "std": statistics.pstdev(values), "evaluations": len(values)}
-            for name, values in kept.items()
-        }
+    def last(self, shares: bool = True, lines: int = 5) -> dict[str, dict[str, float] | None]:
+        """Mean and standard deviation of the accuracies of the last evaluations, or of as many as there are.
 
-    def bytes_to(self, accuracy: float) -> dict[str, int | None]:
+        Args:
+          shares: whether there is a model of the federation; if not, `global` is None.
+        """
+
+        def told(name: str) -> dict[str, float]:
+            values = [value for _, value in self._course(name)][-lines:]
+            return {"mean": statistics.fmean(values), "std": statistics.pstdev(values), "evaluations": len(values)}
+
+        return {name: told(name) if shares or name != "global" else None for name in _ACCURACIES}
+
+    def bytes_to(self, accuracy: float, shares: bool = True) -> dict[str, int | None]:
         """Bytes sent up to the first evaluation with at least this accuracy; None where there was none."""
-        return {
-            name: next((sent for sent, value in self._course(name) if value >= accuracy), None) for name in _ACCURACIES
-        }
+
+        def told(name: str) -> int | None:
+            return next((sent for sent, value in self._course(name) if value >= accuracy), None)
+
+        return {name: told(name) if shares or name != "global" else None for name in _ACCURACIES}
 
     def _course(self, name: str) -> list[tuple[int, float]]:
         return [(line["bytes_sent"], line[name][_ACCURACIES[name]]) for line in self.lines]

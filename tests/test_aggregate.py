@@ -271,6 +271,26 @@ def test_aggregator_clipping_and_optimiser_are_one_optax_chain(plan, optimizer):
     np.testing.assert_allclose(flat(chained), flat(server.shared), rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["adam", "yogi"])
+def test_fedadam_and_fedyogi_by_hand(name):
+    """Two steps of Reddi et al.'s Algorithm 2 with Optax's correction of bias: changes 0.2 and -0.1, rate 0.5."""
+    plan, rate = ServerPlan("mean", name), jnp.asarray(0.5)
+    server = start_server(plan, {"a": jnp.zeros(1)})
+    first, second, there, expected = 0.0, 1e-6 if name == "yogi" else 0.0, 0.0, []
+    for step, change in enumerate((0.2, -0.1), start=1):
+        with jax.numpy_dtype_promotion("standard"):
+            server = step_server(plan, rate, server, {"a": jnp.asarray([change])})
+        first = 0.9 * first + 0.1 * change
+        if name == "adam":
+            second = 0.99 * second + 0.01 * change**2
+        else:
+            second -= 0.01 * np.sign(second - change**2) * change**2
+        there += 0.5 * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.99**step)) + 1e-3)
+        expected.append(there)
+        assert float(server.shared["a"][0]) == pytest.approx(there, rel=1e-4)
+    assert expected[0] > 0.4, "far beyond the change itself: the rate is a step's length"
+
+
 def test_the_average_is_clipped_before_the_optimiser_sees_it():
     shared = {"a": jnp.zeros(2)}
     plan = ServerPlan(optimizer="momentum", clip_norm=1.0)

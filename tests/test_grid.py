@@ -113,6 +113,14 @@ def test_shipped_sweeps_make_sense(file):
     assert {len(row.runs) for row in read.rows} == {5}
 
 
+@pytest.mark.parametrize(("key", "text"), [("seeds", "10"), ("baselines", "promptfl")])
+def test_what_a_sweep_says_itself_is_not_dropped_without_a_word(key, text):
+    rates = written(grid=GRID)
+    with pytest.raises(InputError, match=f"--config.{key}={text}"):
+        grid.read(rates, [(key, text)])
+    grid.read(rates, [("seeds", "1"), ("baselines", "")])
+
+
 def test_ablations_are_of_the_federation_that_is_named():
     file = REPOSITORY / "configs" / "ablation_constraints.py"
     aid = grid.read(configuration.load_file(f"{file}:aid"))

@@ -19,6 +19,12 @@ def test_bytes_to_an_accuracy_are_those_of_the_first_line_that_has_it():
     assert ledger.bytes_to(0.9) == {"global": None, "personalised": 300}
 
 
+def test_without_a_shared_prompt_there_are_no_figures_of_the_federation():
+    ledger = books((0, 0.2, 0.5), (0, 0.6, 0.4))
+    assert ledger.last(shares=False)["global"] is None
+    assert ledger.bytes_to(0.1, shares=False) == {"global": None, "personalised": 0}
+
+
 def test_the_last_evaluations():
     ledger = books((1, 0.9, 0.9), *[(number, 0.1 * number, 0.5) for number in range(2, 7)])
     last = ledger.last()

@@ -165,7 +165,7 @@ def test_what_each_method_shares(frozen):
     assert sizes("promptfl") == (prompt, 0)
     assert sizes("local_coop") == (0, prompt)
     assert sizes("fedotp") == (prompt, prompt)
-    assert sizes("fedpgp") == (prompt, 4 * 4 + 4 * 32), "of rank 8, at most the 4 tokens"
+    assert sizes("fedpgp") == (prompt, 4 * 2 + 2 * 32), "of rank 2"
     classes, embed = frozen.zero_shot.shape
     assert sizes("fedclip") == (2 * (embed**2 + embed), 0)
     assert sizes("linear_probe") == (classes * embed + classes, 0)

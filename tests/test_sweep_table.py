@@ -70,6 +70,22 @@ def test_a_row_with_a_seed_missing_is_not_the_best_and_is_paired_by_what_it_has(
     assert rows[3][1:] == ["-"] * 6
 
 
+def test_a_block_that_begins_with_a_row_without_runs_has_the_others_partitions():
+    told = result(
+        "test",
+        ("lost", 0.1, [lost(0), lost(1)]),
+        ("one", 0.1, [run(0, 0.6, "a"), lost(1)]),
+        ("two", 0.1, both("a", 0.60, 0.70)),
+        ("three", 0.5, both("b", 0.90, 0.92)),
+        ("seed 1 alone", 0.5, [lost(0), run(1, 0.5, "b")]),
+    )
+    _, rows = table(told)
+    assert [row[0].partition(" (")[0] for row in rows] == [
+        "zero-shot", "lost", "one", "two", "zero-shot", "three", "seed 1 alone",
+    ]  # fmt: skip
+    assert [rows[0][1], rows[4][1]] == ["50.0 ± 0.0", "40.0 ± 0.0"], "over both seeds, of whichever rows"
+
+
 def test_nothing_is_chosen_on_test_images():
     _, rows = table(result("test", ("one", 0.1, both("a", 0.6, 0.7)), ("two", 0.1, both("a", 0.8, 0.9))))
     assert "**" not in str(rows)

@@ -20,7 +20,8 @@ from fedrsclip_jax.federated import robust
 from fedrsclip_jax.federated.robust import Aggregator, Deltas
 from fedrsclip_jax.federated.sums import Weights, ordered_weighted_sum
 
-# FedAvgM (Hsu et al. 2019, arXiv:1909.06335), FedAdam and FedYogi (Reddi et al. 2021, arXiv:2003.00295).
+# FedAvgM (Hsu et al. 2019, arXiv:1909.06335), FedAdam and FedYogi (Reddi et al. 2021, arXiv:2003.00295). Optax corrects
+# the bias of both moments, which their Algorithm 2 does not.
 _OPTIMIZERS: dict[str, Callable] = {
     "sgd": optax.sgd,
     "momentum": lambda rate: optax.sgd(rate, momentum=0.9),

@@ -6,7 +6,8 @@
 
 The contrastive term keeps the shared prompt near what CLIP knows and apart from the private ones. Where the description
 is silent: similarities are means over classes, U_k starts as N(0, 0.02^2) and V_k at zero, so that every client starts
-with the shared prompt; `rank` is at most the number of context tokens.
+with the shared prompt (the authors' code takes the term class by class, and draws both factors). `rank` is at most the
+number of context tokens, at which the change is of full rank.
 """
 
 import jax

@@ -65,7 +65,8 @@ def as_csv(result: dict[str, Any]) -> str:
             if summary:
                 own, pooled = summary["personalised"], summary["global"]
                 cells = [own["mean"], own["std"], own["worst_decile"]]
-                cells += [pooled["accuracy"], pooled["macro_f1"], pooled["ece"]]
+                shares = summary["uplink_params_per_client_round"] > 0  # else there is no model of the federation
+                cells += [pooled[name] if shares else "" for name in ("accuracy", "macro_f1", "ece")]
                 cells += [summary["zero_shot"]["on_clients"]["mean"], *(summary[name] for name in counts)]
                 found = [figure_at(summary, _BEYOND[name]) for name in beyond]
                 cells += ["" if figure is None else figure for figure in found]
@@ -107,7 +108,8 @@ def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     blocks = _blocks(result["rows"])
     rows = []
     for block in blocks:
-        zero = [percents_at(_summaries(block[:1]), place) for _, place in figures.values()]
+        one_a_seed = {run["seed"]: run["summary"] for row in block for run in row["runs"] if run["summary"]}
+        zero = [percents_at([*one_a_seed.values()], place) for _, place in figures.values()]
         said = _division(block, result["varied"]) if len(blocks) > 1 else ""
         rows.append([f"zero-shot{f' ({said})' if said else ''}", *zero, "", "", "0"])
         own = [_by_seed(row) for row in block]
@@ -140,20 +142,32 @@ def _cells(
 
 
 def _blocks(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Rows by the partitions they are on, each block where its first row stood; a diverged run says nothing."""
-    blocks: list[list[dict[str, Any]]] = []
+    """Rows by the partitions they are on, in their order; one without runs stands with those of equal settings."""
+    own = [{run["seed"]: run["summary"]["partition_sha256"] for run in row["runs"] if run["summary"]} for row in rows]
+    blocks: list[list[int]] = []
     partitions: list[dict[int, str]] = []
-    for row in rows:
-        own = {run["seed"]: run["summary"]["partition_sha256"] for run in row["runs"] if run["summary"]}
+    for number in (number for number, digests in enumerate(own) if digests):
         for block, theirs in zip(blocks, partitions, strict=True):
-            if all(theirs.get(seed, digest) == digest for seed, digest in own.items()):
-                block.append(row)
-                theirs.update(own)
+            common = own[number].keys() & theirs.keys()
+            if common and all(own[number][seed] == theirs[seed] for seed in common):
+                block.append(number)
+                theirs.update(own[number])
                 break
         else:
-            blocks.append([row])
-            partitions.append(own)
-    return blocks
+            blocks.append([number])
+            partitions.append(dict(own[number]))
+    for number in (number for number, digests in enumerate(own) if not digests):
+        settings = _of_partition(rows[number])
+        alike = [block for block in blocks if settings in [_of_partition(rows[other]) for other in block]]
+        if alike:
+            alike[0].append(number)
+        else:
+            blocks.append([number])
+    return [[rows[number] for number in sorted(block)] for block in sorted(blocks, key=min)]
+
+
+def _of_partition(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row["values"].items() if key.startswith("partition.")}
 
 
 def _division(block: Sequence[dict[str, Any]], varied: Sequence[str]) -> str:

@@ -103,7 +103,7 @@ def _drawings(result: dict[str, Any]) -> Iterator[_Drawing]:
         if lines := _lines(points, key, varied):
             yield _Drawing(
                 f"by_{key}", f"Along {key}", _said_of_lines(lines, key),
-                lambda axes, inks, key=key, lines=lines: _draw_lines(axes, points, lines, key, own, inks),
+                lambda axes, inks, key=key, lines=lines: _draw_lines(axes, lines, key, own, inks),
             )  # fmt: skip
     if len(varied) == 2:
         sides = [list(dict.fromkeys(point.values[key] for point in points)) for key in varied]
@@ -179,9 +179,7 @@ def _draw_rows(axes: Any, points: Sequence[_Point], own: str, inks: Inks) -> Non
     axes.figure.legend(loc="outside upper right", ncols=2, fontsize=8, handlelength=1.2)
 
 
-def _draw_lines(
-    axes: Any, points: Sequence[_Point], lines: dict[str, list[_Point]], key: str, own: str, inks: Inks
-) -> None:
+def _draw_lines(axes: Any, lines: dict[str, list[_Point]], key: str, own: str, inks: Inks) -> None:
     values = list(dict.fromkeys(point.values[key] for line in lines.values() for point in line))
     numeric = all(_numeric(line, key) for line in lines.values())
     aside = (np.arange(len(lines)) - (len(lines) - 1) / 2) * (0.0 if numeric else 0.5 / max(len(lines), 1))
@@ -193,8 +191,15 @@ def _draw_lines(
             at, mean, std, fmt="o", linestyle=dashes, color=SERIES[number % len(SERIES)], markersize=4, linewidth=1.4,
             label=name,
         )  # fmt: skip
-    zero = 100 * float(np.mean([point.zero_shot for point in points]))
-    axes.axhline(zero, color=inks.muted, linewidth=1, linestyle=(0, (3, 3)), label="zero-shot")
+    # Partitions may differ along a key, and with them what zero-shot is right on.
+    drawn = [point for line in lines.values() for point in line]
+    places = sorted({point.values[key] for point in drawn} if numeric else range(len(values)))
+    there = [
+        [p.zero_shot for p in drawn if (p.values[key] if numeric else values.index(p.values[key])) == at]
+        for at in places
+    ]
+    zero = [100 * float(np.mean(at)) for at in there]
+    axes.plot(places, zero, color=inks.muted, linewidth=1, linestyle=(0, (3, 3)), label="zero-shot")
     if not numeric:
         axes.set_xticks(range(len(values)), [str(value) for value in values])
     axes.set(xlabel=key, ylabel=own.replace("own ", "own\n"))
