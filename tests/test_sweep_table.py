@@ -97,6 +97,7 @@ def test_runs_with_unseen_clients_and_new_classes_have_columns_for_them():
         none = {"base": None, "new": None, "harmonic_mean": None}
         prompt = {"base": 0.6, "new": 0.3, "harmonic_mean": 0.4} if shares else none
         made["summary"] |= {
+            "uplink_params_per_client_round": 512 if shares else 0,
             "personalised": {"mean": 0.6, "std": 0.1, "worst_decile": 0.3},
             "global": {"accuracy": 0.5, "macro_f1": 0.4, "ece": 0.1},
             "bytes_sent": 1,
@@ -118,6 +119,8 @@ def test_runs_with_unseen_clients_and_new_classes_have_columns_for_them():
     assert head[-9:-2] == [
         "unseen_global", "unseen_zero_shot", "base", "new", "harmonic_mean", "new_personal", "new_zero_shot",
     ]  # fmt: skip
+    accuracy = head.index("global_accuracy")
+    assert [line[accuracy : accuracy + 3] for line in lines] == [["0.5", "0.4", "0.1"], [""] * 3, [""] * 3]
     assert [line[-9:-2] for line in lines] == [
         ["0.0", "0.2", "0.6", "0.3", "0.4", "0.35", "0.25"],
         ["", "0.2", "", "", "", "0.35", "0.25"],

@@ -121,8 +121,9 @@ def check_new_classes(clip: Path, folder: Path, summary: dict) -> None:
         ),
         (("--config.partition.held_out=100",), "of these clients 100 are partition.held_out"),
         (("--config.partition.held_out=-1",), "partition.held_out"),
+        ((BOTH[1], "--config.eval.finetune_epochs=1"), "eval.base_to_new = True with eval.finetune_epochs = 1"),
     ],
-    ids=["method", "baseline", "virtual", "too many", "negative"],
+    ids=["method", "baseline", "virtual", "too many", "negative", "fine-tuned"],
 )
 def test_what_cannot_be_scored_so_is_refused_in_a_line(tiny_folder, tmp_path, capfd, feature_cache, flags, said):
     before = listing(feature_cache)

@@ -101,8 +101,11 @@ def test_the_folder_of_a_run_keeps_its_contract(train, capsys):
     prompt = 4 * 32
     assert read(workdir)["uplink_params_per_client_round"] == prompt
     assert read(workdir)["uplink_bytes_per_client_round"] == 4 * prompt
+    assert read(workdir)["downlink_params_per_client_round"] == prompt
     assert read(workdir)["bytes_sent"] == 3 * 4 * 4 * prompt
-    assert read(workdir / "compared" / "local_coop-seed0")["uplink_params_per_client_round"] == 0
+    alone = read(workdir / "compared" / "local_coop-seed0")
+    assert alone["uplink_params_per_client_round"] == alone["downlink_bytes_per_client_round"] == 0
+    assert alone["bytes_to_accuracy"]["0.1"] == {"global": None, "personalised": 0}
 
     same = [Partition.load(run / "partition.npz").digest() for run in (runs[0], runs[2], runs[4])]
     assert len(set(same)) == 1, "rows of one seed are compared on the same clients"
