@@ -5,7 +5,7 @@ configs/pretrain_aid.py trains, or any CLIP by name or folder.
 
 Method: FedRSCLIP from its published description, equations ours; baselines PromptFL (arXiv:2208.11625) and local CoOp
 (arXiv:2109.01134). Expected on the clients' own images, 3 seeds: zero-shot 62 %, PromptFL 63 %, local CoOp 82 %,
-FedRSCLIP 81 %. Time: five minutes on 2 cores.
+FedRSCLIP 80 to 81 %. Time: five minutes on 2 cores.
 
     fedrsclip pretrain --config=configs/pretrain_aid.py --workdir=runs/aid_clip
     fedrsclip train --config=configs/aid.py --config.backbone=runs/aid_clip --workdir=runs/aid
