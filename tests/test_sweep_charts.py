@@ -50,6 +50,15 @@ def test_two_crossed_keys_have_a_line_each_and_a_heat_map():
         assert not any(color in chart.svg for color in ("#010101", "#020202", "#030303", "#040404"))
 
 
+def test_a_heat_map_says_where_all_runs_diverged():
+    told = crossed()
+    for run in told["rows"][1]["runs"]:
+        run["summary"] = None
+    drawn = {chart.name: chart for chart in charts(told)}
+    assert "diverged" in drawn["heat_map"].svg
+    assert "85.0" not in drawn["heat_map"].svg, "of the row that diverged"
+
+
 def test_pictures_are_on_white_and_show_something():
     made = pictures(crossed())
     assert [*made] == [chart.name for chart in charts(crossed())]

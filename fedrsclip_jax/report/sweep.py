@@ -15,10 +15,9 @@ from fedrsclip_jax.files import write_bytes, write_text
 from fedrsclip_jax.report.percent import percents
 from fedrsclip_jax.report.sweep_charts import pictures
 
-_OWN = "clients' own"
 # What is told of every run: heading of the column, and where the run's figure and zero-shot's stand in `summary.json`.
 FIGURES = {
-    _OWN: (("personalised", "mean"), ("zero_shot", "on_clients", "mean")),
+    "clients' own": (("personalised", "mean"), ("zero_shot", "on_clients", "mean")),
     "worst tenth": (("personalised", "worst_decile"), ("zero_shot", "on_clients", "worst_decile")),
     "pooled, shared prompt": (("global", "accuracy"), ("zero_shot", "accuracy")),
 }
@@ -208,13 +207,7 @@ def _summaries(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _by_seed(row: dict[str, Any]) -> dict[int, float]:
-    return {run["seed"]: _at(run["summary"], FIGURES[_OWN][0]) for run in row["runs"] if run["summary"]}
-
-
-def _at(summary: Any, place: tuple[str, ...]) -> float:
-    for name in place:
-        summary = summary[name]
-    return summary
+    return {run["seed"]: run["summary"]["personalised"]["mean"] for run in row["runs"] if run["summary"]}
 
 
 def _p(apart: list[float]) -> str:

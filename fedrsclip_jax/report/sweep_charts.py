@@ -106,9 +106,11 @@ def _drawings(result: dict[str, Any]) -> Iterator[_Drawing]:
                 lambda axes, inks, key=key, lines=lines: _draw_lines(axes, lines, key, own, inks),
             )  # fmt: skip
     if len(varied) == 2:
-        sides = [list(dict.fromkeys(point.values[key] for point in points)) for key in varied]
+        # Of all rows: where no run came to its end, the map says so.
+        sides = [list(dict.fromkeys(row["values"][key] for row in result["rows"])) for key in varied]
+        crossed = {tuple(row["values"][key] for key in varied) for row in result["rows"]}
         cells = {tuple(point.values[key] for key in varied): point for point in points}
-        if len(cells) == len(sides[0]) * len(sides[1]) and min(map(len, sides)) > 1:
+        if len(crossed) == len(sides[0]) * len(sides[1]):
             yield _Drawing(
                 "heat_map", f"{varied[0]} and {varied[1]}", f"{own.capitalize().removesuffix(', %')}, in %. {extremes}",
                 lambda axes, inks: _draw_heat_map(axes, cells, sides, varied, inks),
@@ -217,15 +219,19 @@ def _draw_heat_map(
     from matplotlib.patches import Rectangle
 
     down, across = sides
-    means = np.array([[cells[row, column].mean for column in across] for row in down])
-    share = (means - means.min()) / max(float(np.ptp(means)), 1e-9)
-    places = list(np.ndindex(means.shape))
+    means = np.array(
+        [[cells[at].mean if (at := (row, column)) in cells else np.nan for column in across] for row in down]
+    )
+    share = (means - np.nanmin(means)) / max(float(np.nanmax(means) - np.nanmin(means)), 1e-9)
+    places = [at for at in np.ndindex(means.shape) if np.isfinite(means[at])]
     squares = [Rectangle((column - 0.48, row - 0.48), 0.96, 0.96) for row, column in places]
     colors = [to_rgba(BLUE, 0.08 + 0.92 * share[at]) for at in places]
     axes.add_collection(PatchCollection(squares, facecolors=colors, edgecolors="none"))
     for row, column in places:
         color = inks.page if share[row, column] > 0.55 else inks.ink
         axes.text(column, row, f"{100 * means[row, column]:.1f}", ha="center", va="center", color=color)
+    for row, column in np.argwhere(np.isnan(means)):
+        axes.text(column, row, "diverged", ha="center", va="center", color=inks.muted, fontsize=8)
     axes.set_xticks(range(len(across)), [str(value) for value in across])
     axes.set_yticks(range(len(down)), [str(value) for value in down])
     axes.set(xlim=(-0.5, len(across) - 0.5), ylim=(len(down) - 0.5, -0.5), xlabel=varied[1], ylabel=varied[0])
