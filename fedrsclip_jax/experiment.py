@@ -83,7 +83,7 @@ def run(
                 bar.advance_to(
                     one.ledger.round,
                     loss=done.figures.get("loss", 0.0),
-                    accuracy=done.figures.get("accuracy", 0.0),
+                    training_accuracy=done.figures.get("accuracy", 0.0),
                     clients_per_second=done.clients / max(done.seconds, 1e-9),
                     bytes_sent=one.ledger.bytes_sent,
                 )
@@ -196,6 +196,7 @@ class Run:
         """Writes `summary.json`, after the last round."""
         config, federation, ledger = self.config, self.federation, self.ledger
         target, shares = config.eval.target_accuracy, federation.traffic.params > 0
+        zero = {"global": self._zero_shot["accuracy"], "personalised": self._zero_shot["on_clients"]["mean"]}
         if not self._scores:  # the run was left between its last round and its summary, or was to go further once
             self._evaluate(complete=True)
         with compilation.measure(ledger.seconds, "evaluate"):
@@ -227,8 +228,8 @@ class Run:
             "bytes_sent": ledger.bytes_sent,
             "local_steps": ledger.steps,
             "last_evaluations": ledger.last(shares),
-            "bytes_to_target": ledger.bytes_to(target, shares) if target else None,
-            "bytes_to_accuracy": {f"{tenth / 10}": ledger.bytes_to(tenth / 10, shares) for tenth in range(1, 10)},
+            "bytes_to_target": ledger.bytes_to(target, zero, shares) if target else None,
+            "bytes_to_accuracy": {f"{tenth / 10}": ledger.bytes_to(tenth / 10, zero, shares) for tenth in range(1, 10)},
             "zero_shot": self._zero_shot,
             **self._scores,
             **beyond,

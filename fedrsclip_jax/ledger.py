@@ -96,13 +96,20 @@ class Ledger:
 
         return {name: told(name) if shares or name != "global" else None for name in _ACCURACIES}
 
-    def bytes_to(self, accuracy: float, shares: bool = True) -> dict[str, int | None]:
-        """Bytes sent up to the first evaluation with at least this accuracy; None where there was none."""
+    def bytes_to(self, accuracy: float, zero_shot: dict[str, float], shares: bool = True) -> dict[str, int | None]:
+        """Bytes sent up to the first evaluation with at least this accuracy; None where there was none.
 
-        def told(name: str) -> int | None:
-            return next((sent for sent, value in self._course(name) if value >= accuracy), None)
+        Args:
+          zero_shot: accuracy of zero-shot CLIP under the same names, `global` and `personalised`. It costs no byte,
+            so an accuracy that it already has needs 0 bytes.
+          shares: whether there is a model of the federation; if not, `global` is None.
+        """
 
-        return {name: told(name) if shares or name != "global" else None for name in _ACCURACIES}
+        def sent(name: str) -> int | None:
+            course = [(0, zero_shot[name]), *self._course(name)]
+            return next((sent for sent, value in course if value >= accuracy), None)
+
+        return {name: sent(name) if shares or name != "global" else None for name in _ACCURACIES}
 
     def _course(self, name: str) -> list[tuple[int, float]]:
         return [(line["bytes_sent"], line[name][_ACCURACIES[name]]) for line in self.lines]

@@ -15,14 +15,25 @@ def books(*course: tuple[int, float, float]) -> Ledger:
 
 def test_bytes_to_an_accuracy_are_those_of_the_first_line_that_has_it():
     ledger = books((100, 0.2, 0.5), (200, 0.6, 0.4), (300, 0.3, 0.9))
-    assert ledger.bytes_to(0.5) == {"global": 200, "personalised": 100}
-    assert ledger.bytes_to(0.9) == {"global": None, "personalised": 300}
+    zero = {"global": 0.1, "personalised": 0.1}
+    assert ledger.bytes_to(0.5, zero) == {"global": 200, "personalised": 100}
+    assert ledger.bytes_to(0.9, zero) == {"global": None, "personalised": 300}
+
+
+def test_what_zero_shot_has_already_needs_no_byte():
+    ledger = books((100, 0.6, 0.5), (200, 0.6, 0.7))
+    zero = {"global": 0.55, "personalised": 0.5}
+    assert ledger.bytes_to(0.5, zero) == {"global": 0, "personalised": 0}
+    assert ledger.bytes_to(0.6, zero) == {"global": 100, "personalised": 200}
 
 
 def test_without_a_shared_prompt_there_are_no_figures_of_the_federation():
     ledger = books((0, 0.2, 0.5), (0, 0.6, 0.4))
     assert ledger.last(shares=False)["global"] is None
-    assert ledger.bytes_to(0.1, shares=False) == {"global": None, "personalised": 0}
+    assert ledger.bytes_to(0.1, {"global": 0.5, "personalised": 0.0}, shares=False) == {
+        "global": None,
+        "personalised": 0,
+    }
 
 
 def test_the_last_evaluations():
