@@ -19,8 +19,10 @@ from fedrsclip_jax.files import write_json
 from fedrsclip_jax.interrupt import Interrupt
 from fedrsclip_jax.methods import TITLES
 from fedrsclip_jax.progress import Progress
+from fedrsclip_jax.report.glossary import BELOW_TABLE
 from fedrsclip_jax.report.page import write_report
 from fedrsclip_jax.report.percent import percents
+from fedrsclip_jax.report.terminal import print_table
 from fedrsclip_jax.task import Task, encode_images, load_task
 
 # What a summary may hold beyond the federation's own clients and classes, and how it is told.
@@ -210,14 +212,8 @@ def show(result: dict[str, Any], console: Console) -> None:
     for name, row in result["rows"].items():
         cells = (_said(row[column]) for column in ("on_clients", "worst_decile", "pooled"))
         table.add_row(TITLES.get(name, name), *cells, f"{row['uplink_params']:,}")
-    console.print(table)
-    console.print(
-        "clients' own: each client's images, mean over clients; worst tenth: over the worst tenth of clients;\n"
-        "pooled: all images, with the shared prompt alone; numbers sent: by a client in a round.\n",
-        highlight=False,
-        style="dim",
-        soft_wrap=True,
-    )
+    print_table(table, console)
+    console.print(f"{BELOW_TABLE}\n", highlight=False, style="dim", soft_wrap=True)
     paired = ", paired by seed" if seeds > 1 else ""
     console.print(f"on the clients' own images, in points{paired}:", highlight=False)
     for difference, spread in result["paired_on_clients"].items():

@@ -290,7 +290,7 @@ def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> T
     """Numbers stand to the right under their headings; words, which have none, to the left."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_header=any(heads))
     for head in heads:
-        table.add_column(head, justify="right" if head else "left")
+        table.add_column(head, justify="right" if head else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
     return table

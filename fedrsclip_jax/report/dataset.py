@@ -17,6 +17,7 @@ from fedrsclip_jax.data.joined import Joined
 from fedrsclip_jax.data.published import published
 from fedrsclip_jax.data.sources import ImageSource, split_spec
 from fedrsclip_jax.errors import InputError
+from fedrsclip_jax.report.terminal import print_table
 
 LOOKED_AT = 256  # pictures opened for their sizes, evenly spread
 IN_TABLE, IN_PICTURE = 40, 100  # clients at most
@@ -116,8 +117,8 @@ def show(found: Description, console: Console) -> None:
         lines.append(f"images by {'source' if found.origins else 'sensor'}: {each}")
     for line in [*lines, *found.remarks]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    console.print(_classes(found))
-    console.print(_clients(found))
+    print_table(_classes(found), console)
+    print_table(_clients(found), console)
     if (rest := found.num_clients - IN_TABLE) > 0:
         console.print(f"and {rest:,} more clients", highlight=False)
 

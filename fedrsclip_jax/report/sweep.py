@@ -14,6 +14,7 @@ from rich.table import Table
 from fedrsclip_jax.files import write_bytes, write_text
 from fedrsclip_jax.report.percent import percents
 from fedrsclip_jax.report.sweep_charts import pictures
+from fedrsclip_jax.report.terminal import print_table
 
 # What is told of every run: heading of the column, and where the run's figure and zero-shot's stand in `summary.json`.
 FIGURES = {
@@ -198,7 +199,7 @@ def show(result: dict[str, Any], console: Console) -> None:
         shown.add_column(heading.partition(",")[0], justify="right" if number else "left", no_wrap=number > 0)
     for row in rows:
         shown.add_row(*(f"[bold]{cell[2:-2]}[/bold]" if cell.startswith("**") else cell for cell in row[:-1]))
-    console.print(shown)
+    print_table(shown, console)
 
 
 def _summaries(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
