@@ -36,15 +36,15 @@ def by_round(lines: Sequence[dict[str, Any]], zero: dict[str, Any], shares: bool
     figure, axes = canvas()
     rounds = [line["round"] for line in lines]
     _accuracies(axes, rounds, lines, zero, shares)
-    axes.set(xlabel="round")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    _round_axis(axes)
     first, last = lines[0]["personalised"], lines[-1]["personalised"]
     said = (
-        f"After round {rounds[-1]} personal models are right on {percent(last['mean'])} % of their clients' images, "
-        f"the worst tenth on {percent(last['worst_decile'])} % (zero-shot {percent(zero['on_clients']['mean'])} %)"
+        f"After round {rounds[-1]} personal models are right on {percent(last['mean'])} % of their clients' images "
+        f"(zero-shot {percent(zero['on_clients']['mean'])} %), in the worst tenth of clients on "
+        f"{percent(last['worst_decile'])} % (zero-shot {percent(zero['on_clients']['worst_decile'])} %)"
     )
     if len(lines) > 1:
-        said += f"; at round {rounds[0]} it was {percent(first['mean'])} %"
+        said += f"; after round {rounds[0]} their mean was {percent(first['mean'])} %"
     return Chart("rounds", "Accuracy by round", svg(figure, "rounds"), f"{said}.")
 
 
@@ -79,9 +79,9 @@ def losses(lines: Sequence[dict[str, Any]]) -> Chart | None:
     for name, one, color in zip(there, np.atleast_1d(axes), SERIES, strict=False):
         points = [(line["round"], line[name]) for line in lines if line.get(name) is not None]
         one.plot(*zip(*points, strict=True), "o-", color=color, markersize=3, linewidth=1.6)
-        one.set(title=titles[name], xlabel="round")
+        one.set(title=titles[name])
         one.set_ylim(0, 1.08 * max(value for _, value in points) or 1)
-        one.xaxis.get_major_locator().set_params(integer=True, nbins=4)
+        _round_axis(one, nbins=4)
         said.append(f"{titles[name]} from {points[0][1]:.3f} to {points[-1][1]:.3f}")
     return Chart("losses", "Parts of the loss by round", svg(figure, "losses"), f"In training: {'; '.join(said)}.")
 
@@ -268,14 +268,21 @@ def side_by_side(runs: dict[str, Sequence[dict[str, Any]]], part: tuple[str, str
         points = [(line["round"], 100 * line[part[0]][part[1]]) for line in lines]
         axes.plot(*zip(*points, strict=True), "o-", color=color, markersize=3, linewidth=1.6, label=label)
         ends.append((points[-1][1], label))
-    axes.set(xlabel="round", ylabel="accuracy, %")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set(ylabel="accuracy, %")
+    _round_axis(axes)
     figure.legend(loc="outside lower left", ncols=1 if len(runs) < 3 else 2, fontsize=7, handlelength=1.2)
     ends.sort(reverse=True)
     said = (
         f"At the end {ends[0][1]} stands highest ({ends[0][0]:.1f} %) and {ends[-1][1]} lowest ({ends[-1][0]:.1f} %)."
     )
     return Chart(name, title, svg(figure, name), said)
+
+
+def _round_axis(axes, **locator: int) -> None:
+    """Whole numbers from 0: without 0, few rounds would span less than two of them, and ticks would be fractions."""
+    axes.set(xlabel="round")
+    axes.set_xlim(left=0)
+    axes.xaxis.get_major_locator().set_params(integer=True, **locator)
 
 
 def _accuracies(axes, at, lines: Sequence[dict[str, Any]], zero: dict[str, Any], shares: bool) -> None:

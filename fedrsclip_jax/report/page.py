@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from fedrsclip_jax.errors import InputError
@@ -17,9 +18,10 @@ from fedrsclip_jax.evidence import Evidence
 from fedrsclip_jax.files import read_json, write_text
 from fedrsclip_jax.ledger import read_lines
 from fedrsclip_jax.methods import TITLES
-from fedrsclip_jax.report import charts, sweep_charts
+from fedrsclip_jax.report import charts, glossary, sweep_charts
 from fedrsclip_jax.report.charts import Chart
 from fedrsclip_jax.report.percent import percent, percents
+from fedrsclip_jax.report.stylesheet import STYLE
 from fedrsclip_jax.report.sweep import FIGURES, figure_at, figures_of, table
 
 FILE = "report.html"
@@ -28,36 +30,6 @@ _NEEDED = (
     *("personalised", "global", "global_on_clients", "personal_on_pooled", "zero_shot"),
     *("uplink_params_per_client_round", "bytes_sent", "partition_sha256"),
 )
-_STYLE = """
-:root { color-scheme: light dark; --page: #ffffff; --card: #f6f7f9; --ink: #16191d; --muted: #5c6570; --grid: #dde1e6;
-  --blue: #0072b2; --orange: #c04f00; --green: #00805f; --purple: #8e3a83; --gold: #8a6500; --sky: #2f87ba; }
-@media screen and (prefers-color-scheme: dark) { :root { --page: #14171b; --card: #1d2126; --ink: #e8eaed;
-  --muted: #a0a9b3; --grid: #363c44; --blue: #5ab1e8; --orange: #f08a3c; --green: #3cc79c; --purple: #d18bc9;
-  --gold: #d9b23a; --sky: #8fcdf2; } }
-* { box-sizing: border-box; }
-body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 72rem;
-  color: var(--ink); background: var(--page); overflow-wrap: anywhere; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .25rem; } h2 { font-size: 1.15rem; margin: 2.5rem 0 .75rem; }
-h3 { font-size: .95rem; margin: 0 0 .5rem; } p { margin: .25rem 0 1rem; } .quiet, figcaption { color: var(--muted); }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: .75rem; margin: 1.25rem 0; }
-.figures div { background: var(--card); border-radius: .5rem; padding: .8rem 1rem; }
-.figures b { display: block; font-size: 1.7rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
-.figures span { display: block; font-size: .85rem; color: var(--muted); }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 2rem 2.5rem; }
-figure { margin: 0; min-width: 0; break-inside: avoid; } figure.wide { grid-column: 1 / -1; }
-figure svg { display: block; width: 100%; height: auto; } figcaption { font-size: .85rem; margin-top: .4rem; }
-.scroll { overflow-x: auto; } figure.wide svg { min-width: 44rem; max-width: 60rem; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--grid); text-align: right; white-space: nowrap; }
-th:first-child { text-align: left; white-space: normal; min-width: 9rem; font-weight: 600; }
-thead th { color: var(--muted); font-weight: 400; vertical-align: bottom; }
-.wrong { display: grid; grid-template-columns: repeat(auto-fill, minmax(7rem, 1fr)); gap: 1rem; padding: 0; margin: 0; }
-.wrong li { list-style: none; font-size: .8rem; line-height: 1.35; } .wrong img { width: 100%; border-radius: .35rem; }
-pre { overflow-x: auto; font-size: .8rem; background: var(--card); padding: 1rem; border-radius: .5rem; }
-summary { cursor: pointer; margin: 1rem 0; } a { color: var(--blue); }
-@media print { body { max-width: none; padding: 0; font-size: 11px; } h2 { break-after: avoid; }
-  .scroll { overflow: visible; } .charts { grid-template-columns: 1fr 1fr; } figure.wide svg { min-width: 0; } }
-"""
 
 
 def write_report(folder: Path, path: Path | None = None) -> Path:
@@ -137,7 +109,14 @@ def write_joint_report(folders: Sequence[Path], path: Path) -> None:
         else "<p>These runs are <b>not on equal partitions</b>: between partitions accuracies differ by more than "
         "between methods, so that differences here say little.</p>"
     )
-    body = [f"<h1>{title}</h1>", warning, "<h2>Accuracy in %</h2>", _table(head, rows), "<h2>In figures</h2>"]
+    body = [
+        f"<h1>{title}</h1>",
+        warning,
+        "<h2>Accuracy in %</h2>",
+        _table(head, rows),
+        glossary.as_html(),
+        "<h2>In figures</h2>",
+    ]
     body.append(_figures(shown))
     for number, (name, folder) in enumerate(zip(names, folders, strict=True)):
         inner = _run(folder, prefix=f"r{number}-")[1]
@@ -163,10 +142,19 @@ def _run(folder: Path, prefix: str = "") -> tuple[str, str]:
         f"<h1>{html.escape(title)}</h1>",
         f'<p class="quiet">{summary["num_clients"]:,} clients{scored}, {summary["num_classes"]} classes, '
         f"{summary['rounds']} rounds, backbone {html.escape(summary['backbone'])}, {summary['split']} images.</p>",
-        _headline(summary, shares),
     ]
     if (folder / "comparison.json").is_file():
-        body += ["<h2>Beside its baselines</h2>", _baselines(read_json(folder / "comparison.json"))]
+        compared = read_json(folder / "comparison.json")
+        body += [
+            _headline(summary, shares, compared),
+            glossary.as_html(),
+            "<h2>Beside its baselines</h2>",
+            _baselines(compared),
+        ]
+        if len(compared["seeds"]) > 1:
+            body.append(f'<p class="quiet">What follows is of seed {summary["seed"]} alone.</p>')
+    else:
+        body += [_headline(summary, shares), glossary.as_html()]
     body += ["<h2>The models on both kinds of images, accuracy in %</h2>", _two_by_two(summary, shares)]
     drawn = [
         charts.by_round(lines, zero, shares),
@@ -226,6 +214,7 @@ def _sweep(folder: Path) -> tuple[str, str]:
         f"{result['split']} images, mean ± standard deviation over seeds. Differences and p (t test, uncorrected) are "
         "paired by seed, among rows on equal partitions.</p>",
         _table(headings, bold),
+        glossary.as_html(),
     ]
     if drawn := sweep_charts.charts(result):
         body += ["<h2>In figures</h2>", _figures(drawn)]
@@ -236,22 +225,31 @@ def _sweep(folder: Path) -> tuple[str, str]:
     return title, "".join(body)
 
 
-def _headline(summary: dict[str, Any], shares: bool) -> str:
+def _headline(summary: dict[str, Any], shares: bool, compared: dict[str, Any] | None = None) -> str:
+    """Tiles with the main figures: over all seeds of a comparison, where there is one, else of the run."""
     zero, own = summary["zero_shot"], summary["personalised"]
-    cards = [
-        ("Clients' own images, personal models", own["mean"], zero["on_clients"]["mean"]),
-        ("Worst tenth of clients", own["worst_decile"], zero["on_clients"]["worst_decile"]),
-    ]
-    if shares:
-        cards.append(("Pooled images, the federation's model", summary["global"]["accuracy"], zero["accuracy"]))
-    made = [
-        f"<div><span>{title}</span><b>{100 * value:.1f} %</b>"
-        f"<span>zero-shot {100 * before:.1f} %, {100 * (value - before):+.1f} points</span></div>"
-        for title, value, before in cards
-    ]
+    figures = {
+        "on_clients": ("Clients' own images, personal models", own["mean"], zero["on_clients"]["mean"]),
+        "worst_decile": ("Worst tenth of clients", own["worst_decile"], zero["on_clients"]["worst_decile"]),
+        "pooled": ("Pooled images, the federation's model", summary["global"]["accuracy"], zero["accuracy"]),
+    }
+    if not shares:
+        del figures["pooled"]
+    made = []
+    for column, (title, value, before) in figures.items():
+        values, befores, of = [value], [before], ""
+        if compared is not None and (row := compared["rows"].get(summary["method"])) and row[column]:
+            values, befores = row[column]["values"], compared["rows"]["zero_shot"][column]["values"]
+            of = f" ({len(values)} seeds)" if len(values) > 1 else ""
+        gain = f"{100 * (np.mean(values) - np.mean(befores)):+.1f} points"
+        made.append(
+            f"<div><span>{title}{of}</span><b>{percents(values)} %</b>"
+            f"<span>zero-shot {percents(befores)} %, {gain}</span></div>"
+        )
+    sent = summary["uplink_params_per_client_round"]
     made.append(
-        f"<div><span>Sent by a client in a round</span><b>{summary['uplink_params_per_client_round']:,}</b>"
-        f"<span>numbers; {summary['bytes_sent']:,} bytes by all clients in all rounds</span></div>"
+        f"<div><span>Numbers sent by a client in a round (uplink)</span><b>{sent:,}</b>"
+        f"<span>{summary['bytes_sent']:,} bytes by all clients in all rounds</span></div>"
     )
     return f'<div class="figures">{"".join(made)}</div>'
 
@@ -359,9 +357,15 @@ def _picture(content: bytes, kind: str, said: str) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose cells are HTML already; it scrolls by itself where a page is narrow."""
+    """A table whose cells are HTML already; a narrow page shows a block a row."""
     cells = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-    body = "".join(f"<tr><th>{first}</th>{''.join(f'<td>{cell}</td>' for cell in rest)}</tr>" for first, *rest in rows)
+    columns = [html.escape(cell) for cell in head[1:]]
+
+    def line(first: str, *rest: str) -> str:
+        tds = (f'<td data-column="{column}">{cell}</td>' for column, cell in zip(columns, rest, strict=True))
+        return f"<tr><th>{first}</th>{''.join(tds)}</tr>"
+
+    body = "".join(line(*row) for row in rows)
     return f'<div class="scroll"><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
@@ -369,7 +373,7 @@ def _page(title: str, body: str) -> str:
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{_STYLE}</style></head><body><main>{body}</main></body></html>\n"
+        f"<style>{STYLE}</style></head><body><main>{body}</main></body></html>\n"
     )
 
 

@@ -115,7 +115,9 @@ def test_what_a_run_keeps_agrees_with_its_summary(run):
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_browser_shows_it_without_complaint(run, width, tmp_path):
     """In a frame of that width, as a window cannot be as narrow as a phone."""
-    probe = "<script>parent.postMessage([document.documentElement.scrollWidth, innerWidth].join(), '*')</script>"
+    tables = "[...document.querySelectorAll('.scroll:has(table)')].map((e) => e.scrollWidth - e.clientWidth)"
+    probe = f"const hidden = Math.max(...{tables}), page = document.documentElement.scrollWidth;"
+    probe = f"<script>{probe} parent.postMessage([page, innerWidth, hidden].join(), '*')</script>"
     (tmp_path / "probed.html").write_text((run / "report.html").read_text() + probe)
     heard = "<script>onmessage = (event) => document.title = event.data</script>"
     frame = f'<iframe src="probed.html" style="border: 0; width: {width}px; height: 1000px"></iframe>'
@@ -128,9 +130,37 @@ def test_a_browser_shows_it_without_complaint(run, width, tmp_path):
     page = f"file://{tmp_path / 'frame.html'}"
     done = subprocess.run([*command, page], capture_output=True, text=True, timeout=120)
     assert "CONSOLE" not in done.stderr
-    needed, there = map(int, re.search(r"<title>(\d+),(\d+)</title>", done.stdout).groups())
+    needed, there, hidden = map(int, re.search(r"<title>(\d+),(\d+),(-?\d+)</title>", done.stdout).groups())
     assert there == width
     assert needed <= there, "the page is wider than the screen"
+    assert hidden <= 0, "a table hides figures behind a scroll bar"
+
+
+@pytest.mark.long
+def test_tiles_are_of_all_seeds(run, tmp_path):
+    """Of two seeds the tiles show mean and deviation, and the page says that the rest is of one."""
+    shutil.copytree(run, tmp_path / "two")
+    compared = json.loads((run / "comparison.json").read_text())
+    compared["seeds"] = [0, 1]
+    for row in compared["rows"].values():
+        for column in ("on_clients", "worst_decile", "pooled"):
+            row[column]["values"] = [0.5, 0.7] if row is compared["rows"]["fedrsclip"] else [0.25, 0.35]
+    (tmp_path / "two" / "comparison.json").write_text(json.dumps(compared))
+    assert cli.main(["report", f"--workdir={tmp_path / 'two'}"]) == 0
+    said = " ".join(Page((tmp_path / "two" / "report.html").read_text()).texts)
+    assert said.count("60.0 ± 14.1 %") == 3
+    assert said.count("zero-shot 30.0 ± 7.1 %, +30.0 points") == 3
+    assert "What follows is of seed 0 alone" in said
+
+
+@pytest.mark.long
+def test_a_page_explains_its_figures_and_compares_like_with_like(run):
+    said = " ".join(Page((run / "report.html").read_text(encoding="utf-8")).texts)
+    for term in ("personalised accuracy", "worst decile", "global accuracy", "uplink parameters"):
+        assert term in said
+    summary = json.loads((run / "summary.json").read_text())
+    worst, zero = summary["personalised"]["worst_decile"], summary["zero_shot"]["on_clients"]["worst_decile"]
+    assert f"in the worst tenth of clients on {100 * worst:.1f} % (zero-shot {100 * zero:.1f} %)" in said
 
 
 @pytest.mark.long
