@@ -1,4 +1,4 @@
-"""Runs saved by Orbax: the server's state, the private prompts of every client drawn so far, and a record of the run.
+"""Runs saved by Orbax: the server's state, the private prompts of every client that took part, and a record of the run.
 
 A checkpoint appears under its final name in one step, so that a process that is killed leaves none that is half
 written. What lies on disk may be damaged later all the same: each carries the sha256 of what it holds, and one that

@@ -131,6 +131,7 @@ def restore(run: FinishedRun, checkpoint: str = "last") -> Restored:
             )
         saved = checkpoints.restore("last" if best else checkpoint)
     population.restore(saved.population)
+    population.forget_untrained()
     shared = jax.tree.unflatten(jax.tree.structure(shared), map(jnp.asarray, saved.shared))
     return Restored(saved.round, graph, shared, population, backbone)
 

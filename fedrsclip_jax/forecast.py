@@ -47,14 +47,14 @@ class Count:
       up, down: bytes from and to all clients; every client that is drawn is sent the shared prompt, and those that
         answer send its change.
       wasted: share of lane-steps without work, averaged over rounds.
-      drawn: clients that ever take part, each of whom has private prompts to be kept.
+      taking_part: clients that ever answer, each of whom has private prompts to be kept.
     """
 
     steps: int
     up: int
     down: int
     wasted: float
-    drawn: int
+    taking_part: int
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,7 @@ def _count(config: Config, clients: Clients, trial: Trial) -> Count:
         answer = draw_answering(config.seed, number, cohort, config.dropout)
         steps, wasted = steps + int(each.sum()), wasted + idle
         answering, drawn = answering + int(answer.sum()), drawn + len(cohort)
-        ever.update(cohort.tolist())
+        ever.update(cohort[answer].tolist())
     return Count(steps, answering * trial.bytes, drawn * trial.bytes, wasted / config.rounds, len(ever))
 
 
@@ -341,7 +341,7 @@ def _memory(told: Forecast) -> list[tuple[str, str, str]]:
     disk = 0
     for (config, _), count in zip(told.plan.runs, told.counts, strict=True):
         trial, kept = told.trials[config.method.name], config.checkpoint.keep if config.checkpoint.every else 1
-        disk += kept * (trial.server + count.drawn * trial.private)
+        disk += kept * (trial.server + count.taking_part * trial.private)
     held = [(f"a device: {part}", _size(size), "by arithmetic") for part, size in device.items() if part != "working"]
     return [
         *held,

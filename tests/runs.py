@@ -80,11 +80,13 @@ def finished(
     *,
     checkpoints: Sequence[int] = (ROUNDS,),
     std: float = 0.3,
+    silent: Sequence[int] = (),
     **overrides: object,
 ) -> Path:
     """A run's folder after `ROUNDS` rounds, in which the clients `TOOK_PART`.
 
     Prompts are random, of deviation `std`, by default as large as embedded words, and others in every checkpoint.
+    Clients that are `silent` were drawn and never answered: older versions kept their initial draw in checkpoints.
     """
     photos = photographs(workdir / "photos", names)
     base = {"backbone": clip, "data.source": f"folder:{photos}", "partition.clients": CLIENTS, "rounds": ROUNDS}
@@ -107,6 +109,8 @@ def finished(
 
     with Checkpoints(workdir, keep=len(checkpoints)) as kept:
         for number in checkpoints:
+            if silent:
+                population.scatter(np.asarray(silent), population.gather(np.asarray(silent)))
             ids = np.asarray(TOOK_PART)
             population.scatter(ids, another(population.gather(ids)))
             kept.save(number, start_server(ServerPlan.of(config), another(shared)), population)

@@ -41,7 +41,7 @@ def test_what_is_saved_comes_back_bit_for_bit(state, tmp_path):
         np.testing.assert_array_equal(a, b)
         assert a.dtype == b.dtype
     empty.restore(saved.population)
-    np.testing.assert_array_equal(empty.drawn, [4, 9])
+    np.testing.assert_array_equal(empty.took_part, [4, 9])
     ids = np.asarray([4, 5, 9])
     np.testing.assert_array_equal(empty.gather(ids)["private"], people.gather(ids)["private"])
 
@@ -89,7 +89,7 @@ def test_nothing_shared_nobody_drawn_and_many_variables(tmp_path):
         with Checkpoints(tmp_path) as checkpoints:
             saved = checkpoints.restore(number)
         many.restore(saved.population)
-        np.testing.assert_array_equal(many.drawn, ids)
+        np.testing.assert_array_equal(many.took_part, ids)
         np.testing.assert_array_equal(np.concatenate(many.gather(np.asarray([3]))), values)
         assert jax.tree.leaves(saved.server(server).shared) == []
 

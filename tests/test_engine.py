@@ -10,6 +10,7 @@ from fedrsclip_jax.data.partition import Partition
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.federated import engine as engines
 from fedrsclip_jax.federated.client import Dataset
+from fedrsclip_jax.federated.cohort import draw_answering, draw_cohort
 from fedrsclip_jax.federated.engine import Engine
 from fedrsclip_jax.federated.round import run_rounds
 from fedrsclip_jax.methods import METHODS
@@ -199,12 +200,22 @@ def test_a_saved_state_goes_on_as_it_would_have(frozen):
         np.testing.assert_array_equal(a, b)
 
 
-def test_only_who_was_drawn_takes_memory(frozen):
-    federation = engine(frozen, cohort="2", rounds="2")
+@pytest.mark.parametrize("keys", [{}, {"spmd.devices": "4"}])
+def test_only_who_has_answered_took_part_and_is_kept(frozen, keys):
+    """Who was drawn and never answered has the private variables that it always had: no checkpoint holds its row."""
+    federation = engine(frozen, cohort="3", dropout="0.6", rounds="3", make=slope, **keys)
     run(federation)
-    drawn = federation.population.drawn
-    assert 2 <= len(drawn) <= 4
-    assert len(federation.population.state()["ids"]) == len(drawn)
+    config, drawn, answered = federation.config, set(), set()
+    for number in range(1, config.rounds + 1):
+        cohort = draw_cohort(config.seed, number, len(toy.COUNTS), config.cohort)
+        drawn |= set(cohort.tolist())
+        answered |= set(cohort[draw_answering(config.seed, number, cohort, config.dropout)].tolist())
+    assert 0 < len(answered) < len(drawn)
+    assert federation.population.took_part.tolist() == sorted(answered)
+    assert federation.population.state()["ids"].tolist() == sorted(answered)
+    everyone = np.arange(len(toy.COUNTS))
+    moved = federation.population.gather(everyone)["private"][...].any(axis=1)
+    assert set(everyone[moved].tolist()) == answered
 
 
 def poisoned(*clients: int) -> Dataset:
@@ -226,6 +237,7 @@ def test_a_client_that_is_not_finite_is_left_out_and_named(frozen, keys):
     private = federation.population.gather(np.arange(len(toy.COUNTS)))["private"][...]
     assert not private[[3, 6]].any(), "it keeps the private variables it had"
     assert private[[0, 1, 2]].any(axis=1).all()
+    assert federation.population.took_part.tolist() == [0, 1, 2, 4, 5, 7, 8, 9]
 
 
 def test_a_run_stops_where_nobody_is_finite_and_keeps_the_last_sound_state(frozen):

@@ -196,7 +196,7 @@ def test_a_checkpoint_is_chosen_by_its_round(tiny_folder, tmp_path):
 
 
 def test_all_clients_that_took_part(tiny_folder, tmp_path):
-    workdir = finished(tmp_path / "run", tiny_folder)
+    workdir = finished(tmp_path / "run", tiny_folder, silent=(1,))
     output = tmp_path / "out"
     certificates = export(Request(workdir, "safetensors", output, all_clients=True), [], QUIET)
     assert [certificate["run"]["client"] for certificate in certificates] == [0, 2]
@@ -224,8 +224,9 @@ def test_safetensors_say_what_they_are(tiny_folder, tmp_path):
     assert len(metadata["backbone_sha256"]) == len(metadata["config_sha256"]) == 64
 
 
-def test_a_client_never_drawn_is_its_initial_draw_and_says_so(tiny_folder, tmp_path):
-    workdir = finished(tmp_path / "run", tiny_folder, MANY, **{"partition.min_examples": 1})
+@pytest.mark.parametrize("silent", [(), (3,)], ids=["never drawn", "drawn, without an answer"])
+def test_a_client_that_took_no_part_is_its_initial_draw_and_says_so(tiny_folder, tmp_path, silent):
+    workdir = finished(tmp_path / "run", tiny_folder, MANY, silent=silent, **{"partition.min_examples": 1})
     (certificate,) = export(Request(workdir, "safetensors", tmp_path / "out", client=3), [], QUIET)
     assert certificate["run"]["took_part"] is False
     # As the federation itself would draw it.

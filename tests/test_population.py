@@ -16,13 +16,13 @@ def test_an_untouched_client_is_its_draw():
     people = Population(draw, 10**9)
     ids = np.asarray([5, 123_456_789, 5])
     np.testing.assert_array_equal(people.gather(ids)["prompt"], draw(jnp.asarray(ids, jnp.int32))["prompt"])
-    assert len(people.drawn) == 0
+    assert len(people.took_part) == 0
 
 
 def test_what_is_kept_comes_back_and_padding_does_not_count():
     people = Population(draw, 1000)
     people.scatter(np.asarray([7, -1, 3]), {"prompt": np.arange(18.0, dtype=np.float32).reshape(3, 2, 3)})
-    np.testing.assert_array_equal(people.drawn, [3, 7])
+    np.testing.assert_array_equal(people.took_part, [3, 7])
     back = people.gather(np.asarray([3, 7, -1]))["prompt"]
     np.testing.assert_array_equal(back[0].ravel(), np.arange(12, 18))
     np.testing.assert_array_equal(back[1].ravel(), np.arange(6))
@@ -39,7 +39,7 @@ def test_memory_follows_those_drawn():
     rng = np.random.default_rng(0)
     for start in range(0, 1000, 50):
         people.scatter(rng.integers(0, 10**6, 50) * 1000 + start, {"prompt": np.ones((50, 2, 3), np.float32)})
-    assert len(people.drawn) == 1000
+    assert len(people.took_part) == 1000
     assert people._leaves[0].nbytes <= 2 * 1000 * 2 * 3 * 4
 
 
@@ -56,7 +56,22 @@ def test_state_restores():
     other.restore(people.state())
     everyone = np.arange(12)
     np.testing.assert_array_equal(people.gather(everyone)["prompt"], other.gather(everyone)["prompt"])
-    np.testing.assert_array_equal(other.drawn, [2, 9])
+    np.testing.assert_array_equal(other.took_part, [2, 9])
+
+
+def test_who_has_its_initial_draw_is_forgotten():
+    """As in a checkpoint of an older version, which kept clients that were drawn and never answered."""
+    people = Population(draw, 100)
+    ids = np.asarray([9, 2, 5])
+    rows = np.asarray(draw(jnp.asarray(ids, jnp.int32))["prompt"]).copy()
+    rows[1, 0, 0] += 1e-6
+    people.scatter(ids, {"prompt": rows})
+    people.forget_untrained()
+    np.testing.assert_array_equal(people.took_part, [2])
+    assert people.has(np.asarray([9, 2, -1])).tolist() == [False, True, False]
+    np.testing.assert_array_equal(people.gather(ids)["prompt"], rows)
+    people.forget_untrained()
+    np.testing.assert_array_equal(people.took_part, [2])
 
 
 @pytest.mark.parametrize("ids", [[], [1, 2]])
@@ -65,5 +80,6 @@ def test_a_method_without_private_variables_is_as_good(ids):
     people.scatter(np.asarray(ids, int), {})
     other = Population(lambda ids: {}, 10)
     other.restore(people.state())
+    other.forget_untrained()
     assert other.gather(np.asarray([1])) == {}
-    np.testing.assert_array_equal(other.drawn, ids)
+    np.testing.assert_array_equal(other.took_part, ids)

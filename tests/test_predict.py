@@ -28,7 +28,7 @@ SIDE = 64
 
 @pytest.fixture(scope="module")
 def run(tiny_folder, tmp_path_factory):
-    return finished(tmp_path_factory.mktemp("finished") / "run", tiny_folder)
+    return finished(tmp_path_factory.mktemp("finished") / "run", tiny_folder, silent=(3,))
 
 
 @pytest.fixture
@@ -164,11 +164,12 @@ def test_images_that_cannot_be_read_are_named_and_the_others_go_on(predict, here
     assert "cannot read image bad.png" in err
 
 
-def test_a_client_never_drawn_is_warned_of(predict):
+@pytest.mark.parametrize("client", [1, 3], ids=["never drawn", "drawn, without an answer"])
+def test_a_client_that_took_no_part_is_warned_of(predict, client):
     Image.fromarray(noise(40, 50, 3)).save("a.png")
-    code, out, err = predict("a.png", "--client=3")
+    code, out, err = predict("a.png", f"--client={client}")
     assert (code, len(rows(out))) == (0, 1)
-    assert "warning: client 3 never took part" in err
+    assert f"warning: client {client} never took part" in err
 
 
 # Scenes ------------------------------------------------------------------------------------------------

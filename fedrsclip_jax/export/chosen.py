@@ -91,7 +91,7 @@ def choose(run: FinishedRun, restored: Restored, client: int | None) -> Model:
     """
     module = choose_module(run.config.method.name, restored, client)
     _, shared, private = nnx.split(module, Shared, Private)
-    drawn = client is None or client in set(restored.population.drawn.tolist())
+    drawn = client is None or bool(restored.population.has(np.array([client]))[0])
     prompts = _prompts(shared, private if client is not None else None, restored.backbone.text.width)
     return Model(run, restored.round, client, drawn, prompts, restored.backbone, module)
 

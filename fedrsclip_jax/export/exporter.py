@@ -99,7 +99,7 @@ def _models(request: Request, run: FinishedRun, progress: Progress) -> list[Mode
     restored = restore(run, request.checkpoint)
     clients: list[int | None] = [request.client]
     if request.all_clients:
-        clients = restored.population.drawn.tolist()
+        clients = restored.population.took_part.tolist()
         untouched = restored.population.size - len(clients)
         if not clients:
             choose(run, restored, 0)  # refuses a method without private prompts

@@ -207,7 +207,9 @@ class Engine:
           Diverged: as `advance`.
         """
         sound = int(np.argmin([*outcome.sound[:rounds], False]))
-        took_part = np.isin(window.ids, window.cohorts[:sound]) & (window.ids >= 0)
+        # Who was drawn and did not answer, or with something not finite, has the variables it had: it took no part.
+        counted = window.answering[:sound] & ~outcome.refused[:sound]
+        took_part = np.isin(window.ids, window.cohorts[:sound][counted]) & (window.ids >= 0)
         self._unsettled = took_part if self._unsettled is None else took_part | self._unsettled
         self._aboard = (window.ids, private)
         done = []
@@ -250,7 +252,7 @@ class Engine:
         return run_rounds.lower(*self._arguments(window, private, 1)).compile()
 
     def digest(self) -> str:
-        """sha256 over the shared prompts and the private ones of every client drawn so far."""
+        """sha256 over the shared prompts and the private ones of every client that has taken part."""
         sha = hashlib.sha256()
         kept = self.population.state()
         leaves = [*jax.tree.leaves(self.server.shared), kept["ids"], *jax.tree.leaves(kept["leaves"])]

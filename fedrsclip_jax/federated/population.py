@@ -1,17 +1,17 @@
-"""The private variables of all clients, of which only those ever drawn take memory."""
+"""The private variables of all clients, of which only those that have taken part take memory."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Int, PyTree
+from jaxtyping import Bool, Int, PyTree
 
 from fedrsclip_jax.errors import InputError
 
 
 class Population:
-    """Private variables by client number; an untouched client's are its initial draw.
+    """Private variables by client number; those of a client whose update never counted are its initial draw.
 
     Grows by doubling, so that a cohort costs what it is large, whatever the population.
 
@@ -32,9 +32,27 @@ class Population:
         self.row_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
     @property
-    def drawn(self) -> Int[np.ndarray, " drawn"]:
-        """Numbers of the clients that ever took part, ascending."""
+    def took_part(self) -> Int[np.ndarray, " clients"]:
+        """Numbers of the clients whose update has counted at least once, ascending."""
         return np.sort(np.fromiter(self._row, np.int64, len(self._row)))
+
+    def has(self, ids: Int[np.ndarray, " clients"]) -> Bool[np.ndarray, " clients"]:
+        """Which of some clients have taken part."""
+        return np.fromiter((int(k) in self._row for k in ids), bool, len(ids))
+
+    def forget_untrained(self) -> None:
+        """Drops clients whose variables are their initial draw, bit for bit.
+
+        Checkpoints of older versions also hold clients that were drawn and never answered.
+        """
+        state = self.state()
+        drawn = jax.tree.leaves(self._draw(state["ids"].astype(np.int32))) if len(state["ids"]) else []
+        pairs = zip(state["leaves"].values(), drawn, strict=True)
+        same = [(kept == leaf).reshape(len(leaf), -1).all(axis=1) for kept, leaf in pairs]
+        if same:
+            stays = ~np.all(same, axis=0)
+            leaves = {name: leaf[stays] for name, leaf in state["leaves"].items()}
+            self.restore({"ids": state["ids"][stays], "leaves": leaves})
 
     def gather(self, ids: Int[np.ndarray, " clients"]) -> PyTree:
         """Private variables of clients, stacked; a negative number (padding) gives some finite value."""
@@ -61,8 +79,8 @@ class Population:
             kept[rows] = leaf[slots]
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds: numbers of the drawn clients and their variables, one leaf a key."""
-        ids = self.drawn
+        """What a checkpoint holds: numbers of the clients that took part and their variables, one leaf a key."""
+        ids = self.took_part
         rows = [self._row[int(k)] for k in ids]
         leaves = [kept[rows] for kept in self._leaves or []]
         return {"ids": ids, "leaves": {str(i): leaf for i, leaf in enumerate(leaves)}}

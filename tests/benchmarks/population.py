@@ -46,7 +46,7 @@ def serve(clients: int) -> None:
             saved = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
         draws = timing.seconds(lambda: draw_cohort(0, rounds.number, clients, COHORT), 100)
         answer = {
-            "drawn": len(engine.population.drawn),
+            "drawn": len(engine.population.took_part),
             "draw_seconds": draws,
             "checkpoint_bytes": saved,
             "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
