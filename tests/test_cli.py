@@ -13,6 +13,7 @@ import pytest
 
 from fedrsclip_jax import cli
 from fedrsclip_jax import config as configuration
+from fedrsclip_jax import verbs as actions
 from fedrsclip_jax.errors import InputError
 
 
@@ -32,7 +33,7 @@ def spoken(monkeypatch):
     """What a verb would be run with, instead of running it."""
     calls = []
     for verb in VERBS:
-        monkeypatch.setattr(cli, f"_{verb}", lambda known, overrides, verb=verb: calls.append((verb, known, overrides)))
+        monkeypatch.setattr(actions, verb, lambda known, overrides, verb=verb: calls.append((verb, known, overrides)))
     return calls
 
 
@@ -154,7 +155,7 @@ def test_an_error_of_several_lines_is_put_into_one(monkeypatch, capsys):
     def fail(known, overrides):
         raise InputError("first\nsecond")
 
-    monkeypatch.setattr(cli, "_train", fail)
+    monkeypatch.setattr(actions, "train", fail)
     assert cli.main(["train"]) == 2
     assert capsys.readouterr().err == "fedrsclip: first second\n"
 
@@ -163,7 +164,7 @@ def test_interruption_has_its_own_code(monkeypatch, capsys):
     def interrupt(known, overrides):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_train", interrupt)
+    monkeypatch.setattr(actions, "train", interrupt)
     assert cli.main(["train"]) == 130
     assert capsys.readouterr().err == "fedrsclip: interrupted\n"
 

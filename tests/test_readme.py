@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import pytest
 
-from fedrsclip_jax import cli, compilation, grid
+from fedrsclip_jax import arguments, cli, compilation, grid
 from fedrsclip_jax import config as configuration
 from tests.conftest import REPOSITORY
 from tests.end_to_end.conftest import photographs
@@ -99,8 +99,8 @@ def check(command: list[str]) -> None:
     """Verb and flags parse; keys exist and take their values; scripts and configurations are there and sound."""
     program, *words = command
     if program in OURS:
-        known, rest = cli._parser().parse_known_args(words)
-        overrides = cli._overrides(rest)
+        known, rest = arguments.parser().parse_known_args(words)
+        overrides = arguments.overrides(rest)
         kind = configuration.PretrainConfig if known.verb == "pretrain" else configuration.Config
         file = getattr(known, "config", None)
         written = configuration.load_file(file) if file else {}
