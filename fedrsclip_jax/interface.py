@@ -17,7 +17,8 @@ from fedrsclip_jax import config as configuration
 from fedrsclip_jax import federation as engine
 from fedrsclip_jax.config import Config, MethodConfig
 from fedrsclip_jax.data.clients import SPLITS, Clients
-from fedrsclip_jax.data.sources import ImageSource, decode
+from fedrsclip_jax.data.decoding import decode
+from fedrsclip_jax.data.sources import ImageSource
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.evaluate import score_zero_shot
 from fedrsclip_jax.export.chosen import choose_module, logits_of

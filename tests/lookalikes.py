@@ -105,7 +105,7 @@ def main(folder: str) -> None:
     from tensorflow_datasets.core.download.checksums import compute_url_info
 
     from fedrsclip_jax.data.preparation import prepare
-    from fedrsclip_jax.data.sources import find_builder
+    from fedrsclip_jax.data.tfds import find_builder
     from fedrsclip_jax.errors import InputError
 
     manual = Path(folder) / "downloads" / "manual"

@@ -118,7 +118,7 @@ def test_shipped_table(one, other):
     table = read_merge()
     assert table[one] == table[other] == other
     # No name that the table is to find is spelled as no data set spells it.
-    from fedrsclip_jax.data.sources import readable_name
+    from fedrsclip_jax.data.names import readable_name
 
     assert all(readable_name(name) == name for name in table)
     assert SHIPPED_MERGE.parent.parent.name == "assets", "setup.cfg ships assets/*/*"

@@ -15,8 +15,8 @@ from PIL import Image
 from fedrsclip_jax import cli, compilation
 from fedrsclip_jax.clip.huggingface import TINY
 from fedrsclip_jax.clip.preprocess import load_preprocess
+from fedrsclip_jax.data.decoding import decode
 from fedrsclip_jax.data.scenes import CLASSES, draw
-from fedrsclip_jax.data.sources import decode
 from fedrsclip_jax.export.chosen import choose
 from fedrsclip_jax.finished import open_run, restore
 from fedrsclip_jax.predict.scene import Scene, starts

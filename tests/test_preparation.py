@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedrsclip_jax.data.decoding import decode
+from fedrsclip_jax.data.names import readable_name
 from fedrsclip_jax.data.preparation import prepare
 from fedrsclip_jax.data.published import PUBLISHED, published
-from fedrsclip_jax.data.sources import Tfds, decode, find_builder, manual_folder, readable_name
+from fedrsclip_jax.data.tfds import Tfds, find_builder, manual_folder
 from tests import lookalikes
 
 REPOSITORY = Path(__file__).resolve().parent.parent

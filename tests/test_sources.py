@@ -13,17 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fedrsclip_jax.data.sources import (
-    Folder,
-    ImageSource,
-    Subset,
-    Tfds,
-    decode,
-    fingerprint,
-    half,
-    open_source,
-    readable_name,
-)
+from fedrsclip_jax.data.decoding import decode
+from fedrsclip_jax.data.folder import Folder
+from fedrsclip_jax.data.names import readable_name
+from fedrsclip_jax.data.sources import ImageSource, Subset, fingerprint, half, open_source
+from fedrsclip_jax.data.tfds import Tfds
 from fedrsclip_jax.errors import InputError
 
 AID = Path(__file__).resolve().parents[2] / "shared" / "data" / "aid"
@@ -315,7 +309,7 @@ def test_tfds_never_imports_tensorflow(tmp_path):
     """In a process of its own, as other tests may have imported TensorFlow; JAX is not needed either."""
     prepare(tmp_path, {"train": [0, 1, 2, 3]})
     script = (
-        "import sys; from fedrsclip_jax.data.sources import Tfds; s = Tfds('toy_scenes', sys.argv[1]); "
+        "import sys; from fedrsclip_jax.data.tfds import Tfds; s = Tfds('toy_scenes', sys.argv[1]); "
         "assert s.image(3).shape == (12, 13, 3); assert not {'tensorflow', 'jax'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)

@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Int, UInt8
 
-from fedrsclip_jax.data.sources import SKIP_HINT, ImageSource, fingerprint_of_images, shrink
+from fedrsclip_jax.data.decoding import SKIP_HINT, shrink
+from fedrsclip_jax.data.sources import ImageSource, fingerprint_of_images
 from fedrsclip_jax.errors import DISK_REFUSALS, InputError
 from fedrsclip_jax.files import replace
 from fedrsclip_jax.lock import flock  # where there is none, two processes must not encode the same at once

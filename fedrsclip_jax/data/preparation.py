@@ -10,7 +10,7 @@ import urllib.request
 from pathlib import Path
 
 from fedrsclip_jax.data.published import published
-from fedrsclip_jax.data.sources import find_builder, manual_folder
+from fedrsclip_jax.data.tfds import find_builder, manual_folder
 from fedrsclip_jax.errors import InputError
 
 _ANSWER_SECONDS = 20

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from fedrsclip_jax.clip.preprocess import load_preprocess
-from fedrsclip_jax.data.features import shrink
+from fedrsclip_jax.data.decoding import shrink
 from fedrsclip_jax.task import ENCODE_BATCH, Task, image_encoder
 
 MOST_TOP = 3

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fedrsclip_jax.data.features import shrink
-from fedrsclip_jax.data.sources import EXTENSIONS, decode, images_below
+from fedrsclip_jax.data.decoding import EXTENSIONS, decode, shrink
+from fedrsclip_jax.data.folder import images_below
 from fedrsclip_jax.errors import CheckError, InputError
 from fedrsclip_jax.export.chosen import choose
 from fedrsclip_jax.files import check_can_be_made, make_folder, replace, write_bytes, write_text

@@ -21,7 +21,7 @@ BOMB_SIDE = 50_000
 # Of a process that opens one image of the folder it is given, and says what came of it and how much memory it took.
 OPENS = """
 import resource, sys
-from fedrsclip_jax.data.sources import Folder
+from fedrsclip_jax.data.folder import Folder
 from fedrsclip_jax.errors import InputError
 import PIL.Image
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

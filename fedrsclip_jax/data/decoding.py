@@ -1,0 +1,71 @@
+"""Image files to RGB pictures."""
+
+import io
+
+import numpy as np
+from jaxtyping import UInt8
+
+from fedrsclip_jax.errors import InputError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
+MOST_PIXELS = 100_000_000  # of a picture: eight are decoded at a time
+SHORT_SIDE = 1024  # pixels that a large picture keeps at least, several times what any CLIP looks at
+SKIP_HINT = "repair or remove it, or skip such images with --config.data.skip_unreadable=True"
+
+
+def decode(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
+    """Decodes an image file to RGB.
+
+    Grey and palette pictures become RGB and an alpha channel is dropped. One-channel pictures of more than
+    8 bits are stretched between their 2nd and 98th percentile, as is usual for raw sensor counts; of 16-bit
+    *colour*, Pillow reads the high bytes only.
+
+    Raises:
+        ValueError: the bytes are not a complete image of a known format.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            if picture.width * picture.height > MOST_PIXELS:
+                raise ValueError(
+                    f"{picture.width:,} x {picture.height:,} pixels are more than {MOST_PIXELS:,}; cut it into tiles"
+                )
+            picture.load()
+            if picture.mode.startswith("I") or picture.mode == "F":
+                return _stretch(np.asarray(picture))
+            if "transparency" in picture.info:
+                picture = picture.convert("RGBA")
+            return np.array(picture.convert("RGB"))
+    except MemoryError:
+        raise
+    except UnidentifiedImageError as error:  # its own message holds an address in memory
+        raise ValueError("not an image of a known format") from error
+    except Exception as error:  # Pillow raises anything from SyntaxError to struct.error on damaged files.
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def shrink(image: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
+    """A large picture by means over blocks of pixels, with `SHORT_SIDE` or more on its short side; others as they are.
+
+    So what waits for the encoder does not grow with the pictures on the disk.
+    """
+    from PIL import Image
+
+    factor = min(image.shape[:2]) // SHORT_SIDE
+    return image if factor < 2 else np.asarray(Image.fromarray(image).reduce(factor))
+
+
+def unreadable(name: str, error: Exception) -> InputError:
+    """What to say of an image that cannot be decoded."""
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+    return InputError(f"cannot read image {name} ({reason}); {SKIP_HINT}")
+
+
+def _stretch(raw: np.ndarray) -> np.ndarray:
+    values = np.nan_to_num(raw.astype(np.float64), posinf=0.0, neginf=0.0)
+    low, high = np.percentile(values, (2, 98))
+    values -= low
+    values *= 255 / max(high - low, 1e-12)
+    grey = np.rint(np.clip(values, 0.0, 255.0, out=values), out=values).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=-1)
