@@ -1,7 +1,7 @@
 """The command line: one verb, and its exit code. Nothing here imports JAX until a verb runs.
 
-Exit codes: 0 all is well, 1 a result that fails its check, 2 bad input (one line says what and how to mend it), 130 and
-143 stopped by Ctrl-C and SIGTERM (a run is saved first, and a line says how to go on).
+Exit codes: 0 all is well, 1 a result that fails its check or a run that diverged, 2 bad input (one line says what and
+how to mend it), 130 and 143 stopped by Ctrl-C and SIGTERM (a run is saved first, and a line says how to go on).
 """
 
 import errno

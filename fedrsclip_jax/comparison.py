@@ -14,6 +14,8 @@ from rich.table import Table
 
 from fedrsclip_jax import distributed, events, experiment, workdir
 from fedrsclip_jax.config import Config, digest, to_dict
+from fedrsclip_jax.errors import CheckError
+from fedrsclip_jax.federated.engine import Diverged
 from fedrsclip_jax.federated.mesh import make_mesh
 from fedrsclip_jax.files import write_json
 from fedrsclip_jax.interrupt import Interrupt
@@ -21,7 +23,7 @@ from fedrsclip_jax.methods import TITLES
 from fedrsclip_jax.progress import Progress
 from fedrsclip_jax.report.glossary import BELOW_TABLE
 from fedrsclip_jax.report.page import write_report
-from fedrsclip_jax.report.percent import percents
+from fedrsclip_jax.report.percent import diverged_with, percents
 from fedrsclip_jax.report.terminal import print_table
 from fedrsclip_jax.task import Task, encode_images, load_task
 
@@ -86,17 +88,20 @@ def compare(
     """Runs method and baselines for every seed, or goes on with what an earlier start has left undone.
 
     The configured method with the first seed is the run of `folder` itself; the others are complete runs below
-    `folder/compared/`. `comparison.json` holds the table.
+    `folder/compared/`. `comparison.json` holds the table. A run that diverges does not stop the others: its row says
+    so, and when the same comparison is started again it goes on from its last sound round.
 
     Args:
       interrupt, allowed: see `experiment.run`.
       tensorboard: whether to write event files, below `folder/tensorboard/` a folder a run.
 
     Returns:
-      The comparison: `rows` by name, `paired` differences of the method to each other row.
+      The comparison: `rows` by name, `paired_on_clients`, which are differences of the method to each other row, and
+      `diverged`, the runs that did not come to their end.
 
     Raises:
       InputError: something does not fit; if nothing is saved yet, nothing is left in `folder`.
+      CheckError: all runs diverged.
       Stopped: as `interrupt` asked.
     """
     if tensorboard:
@@ -112,29 +117,40 @@ def compare(
         encode_seconds = time.perf_counter() - began
 
         summaries: dict[str, list[dict[str, Any]]] = {}
+        diverged: list[dict[str, Any]] = []
         for number, (alone, own) in enumerate(planned.runs):
             if number and (stops := max(distributed.exchange(interrupt.exit_code))):
                 interrupt.leave(f"{number} of {len(planned.runs)} runs are done", stops)
             name = alone.method.name
-            summary = experiment.run(
-                alone,
-                planned.task,
-                features,
-                own,
-                progress.part(number + 1, len(planned.runs)),
-                interrupt,
-                allowed=allowed,
-                encode_seconds=encode_seconds,
-                events=folder / events.FOLDER / f"{name}-seed{alone.seed}" if tensorboard else None,
-            )
-            summaries.setdefault(name, []).append(summary)
-            with distributed.together():
-                write_report(own)
+            finished = summaries.setdefault(name, [])
+            try:
+                summary = experiment.run(
+                    alone,
+                    planned.task,
+                    features,
+                    own,
+                    progress.part(number + 1, len(planned.runs)),
+                    interrupt,
+                    allowed=allowed,
+                    encode_seconds=encode_seconds,
+                    events=folder / events.FOLDER / f"{name}-seed{alone.seed}" if tensorboard else None,
+                )
+            except Diverged as error:  # a result like any other, of this run alone
+                diverged.append({"method": name, "seed": alone.seed, "reason": str(error)})
+                progress.say(f"{name}, seed {alone.seed}: {error}")
+            else:
+                finished.append(summary)
+                with distributed.together():
+                    write_report(own)
             encode_seconds = 0.0  # it was spent once
+        if not any(summaries.values()):
+            raise _not_converged(diverged, len(planned.runs))
         as_shown = {name: summaries[name] for name in reversed(summaries)}
-        result = {"config": to_dict(config), **tabulate(as_shown, config.method.name)}
-        write_json(folder / "comparison.json", result)
+        result = {"config": to_dict(config), **tabulate(as_shown, config.method.name, diverged)}
         with distributed.together():
+            write_json(folder / "comparison.json", result)
+            if not (folder / "config.json").is_file():  # the run of `folder` itself had no sound round, and left none
+                write_json(folder / "config.json", to_dict(planned.runs[0][0]))
             write_report(folder)  # once more, with the comparison
         return result
 
@@ -147,58 +163,93 @@ def _row(config: Config, folder: Path, seed: int, name: str) -> tuple[Config, Pa
     return alone, folder if first else folder / "compared" / f"{name}-seed{seed}"
 
 
-def tabulate(summaries: dict[str, list[dict[str, Any]]], method: str) -> dict[str, Any]:
-    """Means and deviations over seeds, and differences paired on equal partitions."""
-    own = {name: [s["personalised"]["mean"] for s in runs] for name, runs in summaries.items()}
-    worst = {name: [s["personalised"]["worst_decile"] for s in runs] for name, runs in summaries.items()}
-    pooled = {
-        name: [s["global"]["accuracy"] for s in runs]
-        for name, runs in summaries.items()
-        if runs[0]["uplink_params_per_client_round"]  # without a shared prompt there is no model of the federation
-    }
-    zero = [s["zero_shot"] for s in summaries[method]]
-    own = {"zero_shot": [z["on_clients"]["mean"] for z in zero], **own}
-    worst = {"zero_shot": [z["on_clients"]["worst_decile"] for z in zero], **worst}
-    pooled = {"zero_shot": [z["accuracy"] for z in zero], **pooled}
+def tabulate(
+    summaries: dict[str, list[dict[str, Any]]], method: str, diverged: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
+    """Means and deviations over seeds, and differences paired on equal partitions.
+
+    Args:
+      summaries: of the runs that came to their end, by method; at least one.
+      diverged: method and seed of the others.
+    """
+    # Zero-shot CLIP depends on the partition alone, which all methods of a seed share.
+    of_seed = {run["seed"]: run for runs in summaries.values() for run in runs}
+    lost = {name: sorted(each["seed"] for each in diverged if each["method"] == name) for name in summaries}
+    figures = {"zero_shot": {seed: _of_zero_shot(of_seed[seed]) for seed in sorted(of_seed)}}
+    figures |= {name: {run["seed"]: _of_method(run) for run in runs} for name, runs in summaries.items()}
     rows = {
         name: {
-            "on_clients": _spread(own[name]),
-            "worst_decile": _spread(worst[name]),
-            "pooled": _spread(pooled[name]) if name in pooled else None,
-            "uplink_params": summaries[name][0]["uplink_params_per_client_round"] if name in summaries else 0,
+            **{column: _spread([run[column] for run in runs.values()]) for column in ("on_clients", "worst_decile")},
+            "pooled": _spread([run["pooled"] for run in runs.values() if run["pooled"] is not None]),
+            "uplink_params": next((run["uplink_params"] for run in runs.values()), None),
+            "seeds": [*runs],
+            "diverged": lost.get(name, []),
         }
-        for name in own
+        for name, runs in figures.items()
     }
-    paired = {
-        f"{method} - {name}": _spread(list(np.subtract(own[method], own[name]))) for name in own if name != method
-    }
-    if "promptfl" in own and method != "promptfl":
-        paired["promptfl - zero_shot"] = _spread(list(np.subtract(own["promptfl"], own["zero_shot"])))
-    first = summaries[method][0]
+    pairs = [(method, name) for name in figures if name != method]
+    if "promptfl" in figures and method != "promptfl":
+        pairs.append(("promptfl", "zero_shot"))
+    paired = {}
+    for one, other in pairs:
+        both = [seed for seed in figures[one] if seed in figures[other]]
+        differences = [figures[one][seed]["on_clients"] - figures[other][seed]["on_clients"] for seed in both]
+        if differences:
+            paired[f"{one} - {other}"] = _spread(differences)
     return {
-        "seeds": [s["seed"] for s in summaries[method]],
-        "split": first["split"],
+        "seeds": sorted({*of_seed, *(each["seed"] for each in diverged)}),
+        "split": next(iter(of_seed.values()))["split"],
         "rows": rows,
         "paired_on_clients": paired,
-        **_beyond(summaries, method),
+        "diverged": [*diverged],
+        **_beyond(summaries, of_seed),
     }
 
 
-def _beyond(summaries: dict[str, list[dict[str, Any]]], method: str) -> dict[str, Any]:
+def _of_zero_shot(summary: dict[str, Any]) -> dict[str, Any]:
+    zero = summary["zero_shot"]
+    own = {"on_clients": zero["on_clients"]["mean"], "worst_decile": zero["on_clients"]["worst_decile"]}
+    return {**own, "pooled": zero["accuracy"], "uplink_params": 0}
+
+
+def _of_method(summary: dict[str, Any]) -> dict[str, Any]:
+    own, params = summary["personalised"], summary["uplink_params_per_client_round"]
+    pooled = summary["global"]["accuracy"] if params else None  # without a shared prompt the federation has no model
+    return {
+        "on_clients": own["mean"],
+        "worst_decile": own["worst_decile"],
+        "pooled": pooled,
+        "uplink_params": params,
+    }
+
+
+def _beyond(summaries: dict[str, list[dict[str, Any]]], of_seed: dict[int, dict[str, Any]]) -> dict[str, Any]:
     """Rows for clients that never trained and classes that were never seen, by the part of the summary they are in."""
     found = {}
     for part, figures in BEYOND.items():
-        if part not in summaries[method][0]:
+        if any(part not in run for run in of_seed.values()):
             continue
-        scores = {"zero_shot": [run[part]["zero_shot"] for run in summaries[method]]}
+        scores = {"zero_shot": [of_seed[seed][part]["zero_shot"] for seed in sorted(of_seed)]}
         for name, runs in summaries.items():
-            if runs[0]["uplink_params_per_client_round"]:
+            if runs and runs[0]["uplink_params_per_client_round"]:
                 scores[name] = [run[part]["global"] if part == "unseen" else run[part] for run in runs]
         found[part] = {
             name: {figure: _spread([run[figure] for run in runs]) for figure in figures}
             for name, runs in scores.items()
         }
     return found
+
+
+def check_converged(result: dict[str, Any]) -> None:
+    """Raises CheckError where runs of a comparison diverged, and names them."""
+    if diverged := result["diverged"]:
+        finished = sum(len(row["seeds"]) for name, row in result["rows"].items() if name != "zero_shot")
+        raise _not_converged(diverged, len(diverged) + finished)
+
+
+def _not_converged(diverged: Sequence[dict[str, Any]], runs: int) -> CheckError:
+    each = "; ".join(f"{run['method']}, seed {run['seed']}: {run['reason']}" for run in diverged)
+    return CheckError(f"{len(diverged)} of {runs} runs diverged: {each}" if runs > 1 else each)
 
 
 def show(result: dict[str, Any], console: Console) -> None:
@@ -210,8 +261,11 @@ def show(result: dict[str, Any], console: Console) -> None:
     for heading in ("clients' own", "worst tenth", "pooled", "numbers sent"):
         table.add_column(heading, justify="right")
     for name, row in result["rows"].items():
-        cells = (_said(row[column]) for column in ("on_clients", "worst_decile", "pooled"))
-        table.add_row(TITLES.get(name, name), *cells, f"{row['uplink_params']:,}")
+        cells = [_said(row[column]) for column in ("on_clients", "worst_decile", "pooled")]
+        sent = "-" if row["uplink_params"] is None else f"{row['uplink_params']:,}"
+        table.add_row(TITLES.get(name, name), *cells, sent)
+        if row["diverged"]:
+            table.add_row(f"  {diverged_with(row)}", "", "", "", "")
     print_table(table, console)
     console.print(f"{BELOW_TABLE}\n", highlight=False, style="dim", soft_wrap=True)
     paired = ", paired by seed" if seeds > 1 else ""
@@ -228,8 +282,10 @@ def show(result: dict[str, Any], console: Console) -> None:
             console.print(f"  {TITLES.get(name, name):<14} {cells}", highlight=False)
 
 
-def _spread(values: list[float]) -> dict[str, Any]:
-    """Mean, standard deviation of the sample (None for a single seed) and the values themselves."""
+def _spread(values: list[float]) -> dict[str, Any] | None:
+    """Mean, standard deviation of the sample (None for a single seed) and the values themselves; None without any."""
+    if not values:
+        return None
     std = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return {"mean": float(np.mean(values)), "std": std, "values": [float(v) for v in values]}
 

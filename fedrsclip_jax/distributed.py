@@ -28,6 +28,7 @@ T = TypeVar("T")
 PROCESSES, PROCESS, COORDINATOR = "FEDRSCLIP_PROCESSES", "FEDRSCLIP_PROCESS", "FEDRSCLIP_COORDINATOR"
 
 _LETTER = 4096  # bytes of what a process tells the others at a time
+_MESSAGE = _LETTER // 8  # characters of an error in it; JSON takes at most six bytes for one
 _FAREWELL = 10  # seconds that a process waits for the others at its end, where it came out of step with them
 
 
@@ -123,11 +124,18 @@ def exchange(value: Any) -> list[Any]:
     import numpy as np
     from jax.experimental.multihost_utils import process_allgather
 
-    written = json.dumps(value).encode()
+    letters = process_allgather(np.frombuffer(_letter(value), np.uint8))
+    return [json.loads(letter.tobytes()) for letter in np.asarray(letters)]
+
+
+def _letter(value: Any) -> bytes:
+    """`value` as JSON, filled up with blanks to `_LETTER` bytes."""
+    # A character takes up to four bytes like this, and up to twelve if it were escaped. Names of files may hold bytes
+    # that are no characters, which Python keeps as lone surrogates.
+    written = json.dumps(value, ensure_ascii=False).encode(errors="surrogatepass")
     if len(written) > _LETTER:
         raise ValueError(f"{len(written)} bytes are too much to exchange; at most {_LETTER}")
-    letters = process_allgather(np.frombuffer(written.ljust(_LETTER), np.uint8))
-    return [json.loads(letter.tobytes()) for letter in np.asarray(letters)]
+    return written.ljust(_LETTER)
 
 
 @contextmanager
@@ -147,7 +155,7 @@ def together() -> Iterator[None]:
     except Exception as error:
         failure = error
     bad = isinstance(failure, InputError)
-    verdicts = exchange([failure is not None, bad and " ".join(str(failure).splitlines())[: _LETTER // 8]])
+    verdicts = exchange([failure is not None, bad and " ".join(str(failure).splitlines())[:_MESSAGE]])
     if failure is not None and not bad:
         raise failure
     for process, (failed, message) in enumerate(verdicts):

@@ -49,6 +49,7 @@ def train(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     if distributed.first():
         comparison.show(result, Console())
         print(f"results in {known.workdir}")
+    comparison.check_converged(result)
 
 
 def sweep(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:

@@ -5,7 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from fedrsclip_jax.comparison import show, tabulate
+from fedrsclip_jax.comparison import check_converged, show, tabulate
+from fedrsclip_jax.errors import CheckError
 
 
 def run(seed: int, own: float, pooled: float, zero: float, params: int = 512) -> dict:
@@ -44,6 +45,49 @@ def test_means_and_deviations_of_the_sample(result):
 def test_who_shares_nothing_has_no_model_of_the_federation(result):
     assert result["rows"]["local_coop"]["pooled"] is None
     assert result["rows"]["local_coop"]["uplink_params"] == 0
+
+
+def test_a_row_is_of_the_seeds_that_did_not_diverge():
+    reason = "round 3: prompts or loss are no longer finite"
+    lost = [{"method": "promptfl", "seed": 0, "reason": reason}, {"method": "fedpgp", "seed": 1, "reason": reason}]
+    result = tabulate(
+        {
+            "fedpgp": [],
+            "promptfl": [run(1, 0.6, 0.5, 0.4)],
+            "fedrsclip": [run(0, 0.7, 0.4, 0.2), run(1, 0.9, 0.6, 0.4)],
+        },
+        "fedrsclip",
+        lost,
+    )
+    assert result["seeds"] == [0, 1]
+    rows = result["rows"]
+    assert (rows["promptfl"]["seeds"], rows["promptfl"]["diverged"]) == ([1], [0])
+    assert rows["promptfl"]["on_clients"]["values"] == [0.6]
+    assert rows["fedpgp"] == {
+        "on_clients": None,
+        "worst_decile": None,
+        "pooled": None,
+        "uplink_params": None,
+        "seeds": [],
+        "diverged": [1],
+    }
+    assert result["paired_on_clients"]["fedrsclip - promptfl"]["values"] == pytest.approx([0.3])
+    assert result["paired_on_clients"]["promptfl - zero_shot"]["values"] == pytest.approx([0.1])
+    assert "fedrsclip - fedpgp" not in result["paired_on_clients"]
+    out = io.StringIO()
+    show(result, Console(file=out, width=80))
+    lines = out.getvalue().splitlines()
+    (row,) = (number for number, line in enumerate(lines) if line.strip().startswith("PromptFL") and "over" not in line)
+    assert lines[row + 1].strip() == "diverged: seed 0"
+    with pytest.raises(CheckError, match=r"^2 of 5 runs diverged: promptfl, seed 0: round 3: .*; fedpgp, seed 1: "):
+        check_converged(result)
+
+
+def test_the_other_seeds_stand_where_the_method_itself_diverged():
+    lost = [{"method": "fedrsclip", "seed": 0, "reason": "round 1"}]
+    result = tabulate({"promptfl": [run(0, 0.4, 0.3, 0.2)], "fedrsclip": []}, "fedrsclip", lost)
+    assert result["rows"]["zero_shot"]["on_clients"]["values"] == pytest.approx([0.3])
+    assert list(result["paired_on_clients"]) == ["promptfl - zero_shot"]
 
 
 def test_differences_are_paired_by_seed(result):

@@ -184,6 +184,15 @@ def test_a_run_in_two_processes_is_the_run_in_one(tiny_folder, tmp_path, capsys)
     assert [summary["rounds"] for summary in summaries] == [4, 4]
     assert summaries[0]["state_sha256"] == summaries[1]["state_sha256"]
 
+    # The last file is written by the first process alone; where it cannot be, the second does not wait for it.
+    (two / "comparison.json").unlink()
+    (two / "comparison.json").mkdir()
+    failed = launched(*words, more, DEVICES="2")
+    assert failed.returncode != 0
+    assert failed.stderr.startswith("fedrsclip: ")
+    assert "comparison.json" in failed.stderr
+    assert failed.stderr.count("\n") == 1, failed.stderr
+
 
 @pytest.mark.long
 def test_the_launcher_passes_a_signal_on(tiny_folder, tmp_path):
@@ -276,6 +285,15 @@ def test_what_one_process_meets_all_learn(tmp_path):
     common = [said, "all are well", "InputError: no disk (process 1)", "InputError: bad"]
     assert first == [*common, "ValueError: b", another, "None", "False both", "['0', 'done']"]
     assert second == [*common, "SystemExit: 1", another, "None", "True both", "['0', 'done']"]
+
+
+@pytest.mark.parametrize("character", ["a", '"', "\x01", "é", "統", "\U0001f6f0", "\udcff"], ids=ascii)
+def test_an_error_of_any_characters_fits_into_a_letter(character):
+    """Or the process that has it fails by itself, and the others wait for it."""
+    verdict = [True, character * distributed._MESSAGE]
+    letter = distributed._letter(verdict)
+    assert len(letter) == distributed._LETTER
+    assert json.loads(letter) == verdict
 
 
 def test_a_single_process_agrees_with_itself(tmp_path):

@@ -20,7 +20,7 @@ from fedrsclip_jax.ledger import read_lines
 from fedrsclip_jax.methods import TITLES
 from fedrsclip_jax.report import charts, glossary, sweep_charts
 from fedrsclip_jax.report.charts import Chart
-from fedrsclip_jax.report.percent import percent, percents
+from fedrsclip_jax.report.percent import diverged_with, percent, percents
 from fedrsclip_jax.report.stylesheet import STYLE
 from fedrsclip_jax.report.sweep import FIGURES, figure_at, figures_of, table
 
@@ -43,6 +43,8 @@ def write_report(folder: Path, path: Path | None = None) -> Path:
     """
     if (folder / "sweep.json").is_file():
         title, body = _sweep(folder)
+    elif (folder / "comparison.json").is_file() and not (folder / "summary.json").is_file():
+        title, body = _others(folder)
     else:
         title, body = _run(folder)
     path = path or folder / FILE
@@ -180,6 +182,14 @@ def _run(folder: Path, prefix: str = "") -> tuple[str, str]:
     return title, "".join(body)
 
 
+def _others(folder: Path) -> tuple[str, str]:
+    """Title and body of the page of a comparison whose first run, that of the folder itself, diverged."""
+    compared = read_json(folder / "comparison.json", "config", "rows", "seeds")
+    method = compared["config"]["method"]["name"]
+    title = f"{TITLES.get(method, method)} diverged beside its baselines"
+    return title, f"<h1>{html.escape(title)}</h1>{_baselines(compared)}{glossary.as_html()}"
+
+
 def _sweep(folder: Path) -> tuple[str, str]:
     """Title and body of the page of a sweep."""
     result = read_json(folder / "sweep.json", "rows", "varied", "split", "seeds")
@@ -240,6 +250,9 @@ def _headline(summary: dict[str, Any], shares: bool, compared: dict[str, Any] | 
         values, befores, of = [value], [before], ""
         if compared is not None and (row := compared["rows"].get(summary["method"])) and row[column]:
             values, befores = row[column]["values"], compared["rows"]["zero_shot"][column]["values"]
+            if row.get("diverged"):  # zero-shot of the seeds that the method has
+                of_seed = dict(zip(compared["rows"]["zero_shot"]["seeds"], befores, strict=True))
+                befores = [of_seed[seed] for seed in row["seeds"]]
             of = f" ({len(values)} seeds)" if len(values) > 1 else ""
         gain = f"{100 * (np.mean(values) - np.mean(befores)):+.1f} points"
         made.append(
@@ -258,9 +271,9 @@ def _baselines(result: dict[str, Any]) -> str:
     """The closing table of a comparison."""
     rows = [
         (
-            html.escape(str(TITLES.get(name, name))),
+            html.escape(", ".join(filter(None, (str(TITLES.get(name, name)), diverged_with(row))))),
             *(percents(row[column] and row[column]["values"]) for column in ("on_clients", "worst_decile", "pooled")),
-            f"{row['uplink_params']:,}",
+            "-" if row["uplink_params"] is None else f"{row['uplink_params']:,}",
         )
         for name, row in result["rows"].items()
     ]

@@ -146,9 +146,35 @@ def test_a_run_that_diverges_says_so_and_leaves_nothing(tiny_folder, tmp_path, c
     start = f"--config.init_from=safetensors:{tmp_path / 'start'}"
     flags = ("--config.seeds=1", "--config.baselines=", "--config.local.learning_rate=1e38", start)
     name = f"--config.method.name={method}"
-    assert cli.main([*words, f"--config.backbone={tiny_folder}", *SMALL, *flags, name]) == 2
-    assert "lower local.learning_rate = 1e+38" in capsys.readouterr().err
+    assert cli.main([*words, f"--config.backbone={tiny_folder}", *SMALL, *flags, name]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"fedrsclip: {method}, seed 0: round 1: ")
+    assert "lower local.learning_rate = 1e+38" in err
     assert not workdir.exists()
+
+
+def test_a_method_that_diverges_is_a_row_beside_the_others(tiny_folder, tmp_path, capsys):
+    """A server that overshoots spoils a shared prompt in the first round, and nothing where nothing is shared."""
+    workdir = tmp_path / "run"
+    words = ("train", "--quiet", f"--config={REPOSITORY / 'configs/quickstart.py'}", f"--workdir={workdir}")
+    flags = ("--config.method.name=promptfl", "--config.baselines=local_coop", "--config.seeds=1", "--config.rounds=1")
+    words += (*SMALL, *flags, f"--config.backbone={tiny_folder}", "--config.server.learning_rate=3e38")
+    words += ("--config.local.learning_rate=100",)  # a change above 1 times that is infinite in fp32
+    for start in ("first", "again"):
+        assert cli.main([*words]) == 1, start
+        said = capsys.readouterr()
+        assert said.err.startswith("fedrsclip: 1 of 2 runs diverged: promptfl, seed 0: round 1: prompts or loss are no")
+        assert said.err.count("\n") == 1
+        lines = said.out.splitlines()
+        (row,) = (number for number, line in enumerate(lines) if line.split()[:1] == ["PromptFL"])
+        assert lines[row].split()[1:] == ["-", "-", "-", "-"]
+        assert lines[row + 1].strip() == "diverged: seed 0"
+        result = read(workdir, "comparison.json")
+        assert [(run["method"], run["seed"]) for run in result["diverged"]] == [("promptfl", 0)]
+        assert result["rows"]["promptfl"]["on_clients"] is None
+        assert len(result["rows"]["local_coop"]["on_clients"]["values"]) == 1
+        assert "PromptFL, diverged: seed 0" in (workdir / "report.html").read_text()
+        assert read(workdir / "compared" / "local_coop-seed0")["rounds"] == 1
 
 
 def test_devices_and_lanes_change_nothing_but_the_last_digits(train):
