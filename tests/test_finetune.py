@@ -5,7 +5,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import nnx
 
@@ -17,39 +16,12 @@ from fedrsclip_jax.federated.finetune import FineTuning, fine_tune
 from fedrsclip_jax.federated.mesh import make_mesh, replicate, spread
 from fedrsclip_jax.federated.population import Population
 from fedrsclip_jax.methods import METHODS
-from fedrsclip_jax.methods.base import Batch, Private, Shared, Weights
-from tests import toy
+from fedrsclip_jax.methods.base import Private, Shared
+from tests import plain, toy
 
 EPOCHS = 2
 KEY = jax.random.key(5)
 IDS = np.arange(len(toy.COUNTS))
-
-
-def plain_loop(config, graph, shared, private, frozen, data):
-    """What anyone would write for one client, as a function of its number; `private` is a function of it, too."""
-    weights = Weights(jnp.float32(config.method.pacl_weight), jnp.float32(config.method.cmfac_weight))
-    transform = optax.sgd(config.local.learning_rate, momentum=config.local.momentum)
-    size = config.local.batch_size
-
-    @jax.jit
-    def gradient(prompts, batch):
-        return jax.grad(lambda p: nnx.merge(graph, *p).loss(batch, frozen, weights)[0])(prompts)
-
-    def tuned(client: int):
-        prompts = (shared, private(client))
-        state, count = transform.init(prompts), toy.COUNTS[client]
-        for epoch in range(EPOCHS):
-            key = jax.random.fold_in(jax.random.fold_in(KEY, client), epoch)
-            order = np.argsort(np.asarray(jax.random.uniform(key, (toy.WIDTH,)))[:count])
-            for start in range(0, count, size):
-                real = np.arange(start, start + size) < count
-                rows = toy.rows_of(client)[order[np.where(real, np.arange(start, start + size), 0)]]
-                batch = Batch(data.features[0, rows], data.labels[rows], jnp.asarray(real))
-                updates, state = transform.update(gradient(prompts, batch), state, prompts)
-                prompts = optax.apply_updates(prompts, updates)
-        return prompts
-
-    return tuned
 
 
 @pytest.mark.long
@@ -65,15 +37,11 @@ def test_clients_fine_tune_as_in_a_plain_loop_and_are_scored_after_it(tiny_folde
 
     graph, shared, _ = nnx.split(make(jax.random.key(1)), Shared, Private)
     people, mesh = Population(draw, len(IDS)), make_mesh(devices)
-    tuned = plain_loop(
-        config,
-        graph,
-        shared,
-        lambda client: jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), people.gather(np.array([client]))),
-        frozen,
-        data,
-    )
-    by_hand = [tuned(int(client)) for client in IDS]
+    by_hand = []
+    for client in IDS:
+        private = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), people.gather(np.array([client])))
+        key = jax.random.fold_in(KEY, client)
+        by_hand.append(plain.trained(config, graph, (shared, private), client, key, data, frozen, EPOCHS))
 
     placed = replicate(mesh, (shared, data, frozen))
     how = FineTuning(LocalPlan(EPOCHS, 4, "sgd"), *replicate(mesh, (Hyper.of(config), KEY)))

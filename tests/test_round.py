@@ -1,12 +1,11 @@
 """The SPMD round against plain Python, and what its compiled form may hold."""
 
 import re
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import nnx
 
@@ -15,7 +14,7 @@ from fedrsclip_jax.federated.round import run_rounds, traffic
 from fedrsclip_jax.federated.sums import weighted_sum
 from fedrsclip_jax.methods import METHODS
 from fedrsclip_jax.methods.base import Batch, Weights
-from tests import toy
+from tests import plain, toy
 
 
 @pytest.fixture(scope="module")
@@ -39,37 +38,18 @@ def slope(frozen, *, features=None, devices=1, lanes=1, **overrides) -> toy.Game
     return toy.Game(toy.Slope, config, frozen, data, devices=devices, lanes=lanes)
 
 
-def plain_loop(g: toy.Game, number: int):
-    """The same federation as anyone would write it: clients one after another, a fresh optimiser each."""
-    local, method = g.config.local, g.config.method
-    weights = Weights(jnp.float32(method.pacl_weight), jnp.float32(method.cmfac_weight))
-    transform = optax.sgd(local.learning_rate, momentum=local.momentum)
-    total = jax.tree.map(jnp.zeros_like, g.shared)
+def plain_loop(g: toy.Game, shared, private, number: int):
+    """One round as anyone would write it: clients one after another, and then the average of what they changed."""
+    total = jax.tree.map(jnp.zeros_like, shared)
     privates = {}
-
-    @jax.jit
-    def gradient(prompts, batch):
-        return jax.grad(lambda p: nnx.merge(g.graph, *p).loss(batch, g.frozen, weights)[0])(prompts)
-
     for client, count in enumerate(toy.COUNTS):
-        prompts = (g.server.shared, g.private(client))
-        state = transform.init(prompts)
         key = jax.random.fold_in(jax.random.fold_in(g.key, number), client)
-        for epoch in range(local.epochs):
-            epoch_key = jax.random.fold_in(key, epoch)
-            order = np.argsort(np.asarray(jax.random.uniform(epoch_key, (toy.WIDTH,)))[:count])
-            for place, start in enumerate(range(0, count, local.batch_size)):
-                rows = toy.rows_of(client)[order[start : start + local.batch_size]]
-                views = jax.random.randint(
-                    jax.random.fold_in(epoch_key, place + 1), (local.batch_size,), 0, g.data.features.shape[0]
-                )[: len(rows)]
-                batch = Batch(g.data.features[views, rows], g.data.labels[rows], jnp.ones(len(rows), bool))
-                updates, state = transform.update(gradient(prompts, batch), state, prompts)
-                prompts = optax.apply_updates(prompts, updates)
+        start = (shared, private(client))
+        prompts = plain.trained(g.config, g.graph, start, client, key, g.data, g.frozen, g.config.local.epochs)
         share = count / sum(toy.COUNTS)
-        total = jax.tree.map(lambda t, a, b, w=share: t + w * (a - b), total, prompts[0], g.server.shared)
+        total = jax.tree.map(lambda t, a, b, w=share: t + w * (a - b), total, prompts[0], shared)
         privates[client] = prompts[1]
-    return jax.tree.map(jnp.add, g.server.shared, total), privates
+    return jax.tree.map(jnp.add, shared, total), privates
 
 
 def assert_close(actual, expected, tolerance):
@@ -77,13 +57,32 @@ def assert_close(actual, expected, tolerance):
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance)
 
 
+@pytest.fixture(scope="module")
+def by_hand(frozen):
+    """Shared and private variables after the first and the second round; the same for every layout."""
+
+    @cache
+    def rounds(name: str):
+        g = two_epochs(name, frozen)
+        shared, private, found = g.shared, g.private, []
+        for number in (1, 2):
+            found.append(plain_loop(g, shared, private, number))
+            shared, private = found[-1][0], found[-1][1].__getitem__
+        return found
+
+    return rounds
+
+
+def two_epochs(name: str, frozen, **layout: int) -> toy.Game:
+    return game(name, frozen, views=2, **layout, **{"local.epochs": "2"})
+
+
 @pytest.mark.parametrize(("devices", "lanes"), [(1, 1), (8, 1), (2, 3)])
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_equals_a_plain_loop_over_clients(frozen, name, devices, lanes):
-    g = game(name, frozen, devices=devices, lanes=lanes, views=2, **{"local.epochs": "2"})
+def test_equals_a_plain_loop_over_clients(frozen, by_hand, name, devices, lanes):
+    g = two_epochs(name, frozen, devices=devices, lanes=lanes)
     start = jax.tree.map(jnp.copy, g.shared)
-    for number in (1, 2):
-        shared, privates = plain_loop(g, number)
+    for number, (shared, privates) in enumerate(by_hand(name), 1):
         g.round(number)
         assert_close(g.server.shared, shared, 1e-5)
         assert_close([g.kept[k] for k in privates], list(privates.values()), 1e-5)
