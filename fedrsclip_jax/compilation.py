@@ -1,5 +1,6 @@
 """Time that goes into compiling, kept apart from time that goes into running."""
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +31,9 @@ def measure(seconds: dict[str, float], phase: str) -> Iterator[None]:
 
 
 def keep_on_disk() -> None:
-    """Keeps compiled programs between processes, beside the feature cache."""
+    """Keeps compiled programs between processes: where JAX_COMPILATION_CACHE_DIR says, or beside the feature cache."""
     from fedrsclip_jax.data.features import default_cache_dir
 
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):  # JAX has read it already
+        return
     jax.config.update("jax_compilation_cache_dir", str(default_cache_dir() / "xla"))

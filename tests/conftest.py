@@ -7,15 +7,19 @@ from pathlib import Path
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+# Every compiled program is kept on disk, for all files and workers of the tests and all processes that they start, as
+# most of the time would go into compiling the same small programs. They are kept by program, flags and versions.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).resolve().parents[1] / ".cache" / "xla")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+# One thread a worker for PyTorch: workers share the cores, and idle threads of OpenMP wait by spinning.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import jax
 import jaxtyping
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-# What compiles for longer than half a second is kept between runs of the tests.
-jax.config.update("jax_compilation_cache_dir", str(REPOSITORY / ".cache" / "xla"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 # Mixed types and silently added axes are how wrong arithmetic passes unnoticed.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -40,8 +40,7 @@ SMALL = (
 def environment(devices: int = 2, **more: str) -> dict[str, str]:
     """Of a process that is started here: without the eight devices of the tests."""
     flags = f"--xla_force_host_platform_device_count={devices}"
-    cache = str(REPOSITORY / ".cache" / "xla")
-    return {**os.environ, "XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": cache, "PYTHON": sys.executable, **more}
+    return {**os.environ, "XLA_FLAGS": flags, "PYTHON": sys.executable, **more}
 
 
 def in_two_processes(*words: str) -> list[str]:

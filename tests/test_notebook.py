@@ -44,8 +44,6 @@ def test_it_runs(tmp_path):
     environment = os.environ | {
         "XLA_FLAGS": "",
         "PYTHONPATH": str(REPOSITORY),
-        "JAX_COMPILATION_CACHE_DIR": str(REPOSITORY / ".cache" / "xla"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
         "IPYTHONDIR": str(tmp_path),
     }
     client = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}})

@@ -46,10 +46,10 @@ FLAGS = (
 def start(module: list[str], workdir: Path, cache: Path, xla: Path) -> int:
     """One start of the run; its exit code, negative for a signal."""
     cache.mkdir(exist_ok=True)
-    if not (cache / "xla").exists():  # compiled programs are kept through all runs: they are not what is tested
-        (cache / "xla").symlink_to(xla, target_is_directory=True)
     flags = "--xla_force_host_platform_device_count=2"
-    environment = {**os.environ, "FEDRSCLIP_CACHE": str(cache), "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    # Compiled programs are kept through all runs: they are not what is tested.
+    environment = {"JAX_COMPILATION_CACHE_DIR": str(xla), **os.environ}
+    environment |= {"FEDRSCLIP_CACHE": str(cache), "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", *module, "train", *FLAGS, f"--workdir={workdir}"]
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=600)
     if done.returncode not in (0, -signal.SIGKILL):
