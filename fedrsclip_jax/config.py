@@ -23,6 +23,7 @@ from fedrsclip_jax.errors import InputError
 T = TypeVar("T")
 MAX_SEED = 2**31 - 1
 MAX_CLIENTS = 2**31 - 1
+GIVEN = "given"  # partition.kind of clients that no seed draws
 
 
 @typing.runtime_checkable
@@ -84,8 +85,9 @@ class DataConfig:
 class PartitionConfig:
     kind: str = key(
         "dirichlet",
-        "how images fall to clients; each has one owner, but clients of `virtual` share them and may be a billion",
-        among=("iid", "dirichlet", "classes", "domain", "virtual"),
+        "how images fall to clients; each has one owner, but clients of `virtual` share them and may be a billion; "
+        "`given` is said by a run that Federation.save of Python wrote, whose folder keeps who owns what",
+        among=("iid", "dirichlet", "classes", "domain", "virtual", GIVEN),
     )
     clients: int = key(10, "institutions in the federation; 1 is centralised training", low=1, high=MAX_CLIENTS)
     alpha: float = key(0.1, "concentration of `dirichlet` and `virtual`; small is uneven", above=0.0)

@@ -117,6 +117,7 @@ class Run:
         allowed: Sequence[str] = (),
         encode_seconds: float = 0.0,
         beside: "Run | None" = None,
+        ready: tuple[Federation, Ledger] | None = None,
     ):
         """
         Args:
@@ -125,6 +126,7 @@ class Run:
           allowed: what may differ from the earlier start; see `workdir.check_same`.
           encode_seconds: what encoding took, for the summary.
           beside: a run whose images, and backbone where it is the same, are on the devices already.
+          ready: a federation that has been trained elsewhere, with its books, which is only to be kept in `folder`.
 
         Raises:
           InputError: settings that do not fit the data, the backbone or the earlier start.
@@ -134,7 +136,7 @@ class Run:
         self._progress, self._allowed, self._stack = progress, allowed, ExitStack()
         self._scores: dict[str, Any] = {}
         with distributed.together():
-            clients = divide(config, task, features.readable)
+            clients = ready[0].clients if ready else divide(config, task, features.readable)
             self._prompts = imported(config, task.clip_config)
             self.identity = {
                 "backbone": task.digest,
@@ -145,11 +147,16 @@ class Run:
             self.finished = check_earlier(config, folder, self.identity, allowed)
         if self.finished is not None:
             return
+        self._before = {"encode": encode_seconds, "compile": 0.0}
+        self._kept = ready and ready[1]
+        if ready:
+            self.federation = ready[0]
+            return
         building: dict[str, float] = {"compile": 0.0, "start": 0.0}
         with compilation.measure(building, "start"):  # how many lanes fit is found out by compiling
             other = beside.federation if beside is not None and beside.finished is None else None
             self.federation = Federation(config, task, features, clients, self._prompts, other)
-        self._before = {"encode": encode_seconds, "compile": building["compile"]}
+        self._before["compile"] = building["compile"]
 
     def __enter__(self) -> "Run":
         if self.finished is not None:
@@ -256,7 +263,7 @@ class Run:
         self._best = self._stack.enter_context(Checkpoints(folder, None, BEST))
         with distributed.together():
             saved = self._checkpoints.newest()
-            ledger = self.ledger = _opened(saved, config, self.identity, folder, self._allowed)
+            ledger = self.ledger = self._kept or _opened(saved, config, self.identity, folder, self._allowed)
             if saved:
                 federation.restore(saved.server(federation.server), saved.population)
         distributed.check_same({"checkpoint": str(ledger.round)})
@@ -278,7 +285,7 @@ class Run:
             self._scores = self.federation.score(complete=complete)
         if self.ledger.has_line:
             return
-        self.ledger.write_line(_brief(self._scores))
+        self.ledger.write_line(brief(self._scores))
         with distributed.together():
             self.ledger.write_lines(self.folder)
         if self.config.eval.split == "validation" and self.ledger.best == self.ledger.round:
@@ -423,7 +430,7 @@ def _take_back_start(folder: Path) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
-def _brief(scores: dict[str, Any]) -> dict[str, Any]:
+def brief(scores: dict[str, Any]) -> dict[str, Any]:
     """What a line of `metrics.jsonl` keeps of the scores."""
     chosen = {"global": ("accuracy", "macro_f1", "ece"), "personalised": ("mean", "std", "worst_decile", "best")}
     return {part: {name: scores[part][name] for name in names} for part, names in chosen.items()}

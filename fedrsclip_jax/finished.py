@@ -10,20 +10,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Int32, PyTree, UInt8
+from jaxtyping import Bool, Int32, PyTree, UInt8
 
 from fedrsclip_jax import config as configuration
 from fedrsclip_jax.checkpoint import BEST, FOLDER, Checkpoints
 from fedrsclip_jax.clip.backbone import Backbone
-from fedrsclip_jax.config import Config
-from fedrsclip_jax.data.sources import ImageSource
+from fedrsclip_jax.config import GIVEN, Config
+from fedrsclip_jax.data.clients import Clients, PartitionedClients
+from fedrsclip_jax.data.sources import ImageSource, fingerprint
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.federated.initial import initial
 from fedrsclip_jax.federated.population import Population
 from fedrsclip_jax.files import read_json
 from fedrsclip_jax.methods import find_method
 from fedrsclip_jax.prompts import Prompts, kept, starting_from
-from fedrsclip_jax.task import Task, load_source, load_task
+from fedrsclip_jax.task import Task, divide, load_source, load_task
 
 # What may be said anew of a finished run: where its data and backbone lie, and the machine.
 MOVABLE = ("backbone", "data.source", "data.tfds_dir", "data.merge", "spmd.devices", "spmd.clients_per_device")
@@ -92,7 +93,12 @@ def open_run(
     written = workdir / "config.json"
     if not written.is_file():
         raise InputError(f"--workdir: {workdir} holds no config.json; give the folder of a run of `fedrsclip train`")
-    config = configuration.resolve(Config, read_json(written), overrides)
+    said = read_json(written)
+    if "sweep" in said:
+        runs = sorted(path.parent for path in workdir.glob("runs/*/summary.json"))
+        remedy = f"give one of its runs, such as --workdir={runs[0]}" if runs else "none of its runs has finished yet"
+        raise InputError(f"--workdir: {workdir} holds a sweep of many runs; {remedy}")
+    config = configuration.resolve(Config, said, overrides)
     config = dataclasses.replace(config, seeds=1, baselines=(), dtype=dtype or config.dtype)
     if not (workdir / "summary.json").is_file():
         raise InputError(f"--workdir: {workdir} holds no summary.json; the run has not finished")
@@ -134,6 +140,28 @@ def restore(run: FinishedRun, checkpoint: str = "last") -> Restored:
     population.forget_untrained()
     shared = jax.tree.unflatten(jax.tree.structure(shared), map(jnp.asarray, saved.shared))
     return Restored(saved.round, graph, shared, population, backbone)
+
+
+def clients_of(run: FinishedRun, readable: Bool[np.ndarray, " images"]) -> Clients:
+    """Who owns which image of a run, found anew and compared with what its folder keeps.
+
+    Raises:
+      InputError: the images have changed since the run.
+    """
+    config, kept = run.config, run.workdir / "partition.npz"
+    if config.partition.kind == GIVEN:
+        clients = PartitionedClients.load(kept, unseen=config.partition.held_out > 0)
+        if clients.digest() != run.summary.get("partition_sha256"):
+            raise InputError(f"{kept} is not what the run has kept; its folder is damaged")
+        if fingerprint(run.task.images) != run.summary.get("data_sha256"):
+            raise InputError(f"data.source: {config.data.source} has other images than the run had; give the same ones")
+        return clients
+    clients = divide(config, run.task, readable)
+    if not clients.saved_as(kept):
+        raise InputError(
+            f"{kept} differs from what config.json and {config.data.source} give; the images have changed since the run"
+        )
+    return clients
 
 
 class NoImages:

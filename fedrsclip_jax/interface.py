@@ -1,11 +1,12 @@
-"""For notebooks and scripts, as `import fedrsclip_jax as frs`: a backbone, images, clients, a method, and rounds.
+"""For notebooks and scripts, as `import fedrsclip_jax as frs`: a federation in memory, and its rounds one by one.
 
-A thin layer over what `fedrsclip train` runs; the same settings give the same numbers. It writes no folder of results.
-Keys of a configuration are given as keywords, with two underscores for a dot: `local__learning_rate=0.1`.
+A thin layer over what `fedrsclip train` runs; the same settings give the same numbers. `Federation.save` writes a run's
+folder. Keys of a configuration are given as keywords, with two underscores for a dot: `local__learning_rate=0.1`.
 """
 
+import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from fedrsclip_jax import config as configuration
+from fedrsclip_jax import compilation, experiment, workdir
 from fedrsclip_jax import federation as engine
-from fedrsclip_jax.config import Config, MethodConfig
+from fedrsclip_jax.config import Config, DataConfig
 from fedrsclip_jax.data.clients import SPLITS, Clients
 from fedrsclip_jax.data.decoding import decode
 from fedrsclip_jax.data.sources import ImageSource
@@ -25,14 +26,27 @@ from fedrsclip_jax.export.chosen import choose_module, logits_of
 from fedrsclip_jax.federated.engine import Diverged, Done
 from fedrsclip_jax.finished import Restored
 from fedrsclip_jax.generalisation import score_beyond
-from fedrsclip_jax.methods import find_method
+from fedrsclip_jax.ingredients import (
+    READ_BY,
+    ChosenMethod,
+    Images,
+    as_given,
+    check_images,
+    covers,
+    read_by,
+)
+from fedrsclip_jax.ledger import Ledger
+from fedrsclip_jax.methods import METHODS, find_method
 from fedrsclip_jax.methods.base import needs_patches
+from fedrsclip_jax.methods.contract import check_module
 from fedrsclip_jax.predict.classify import Classify, Guess
 from fedrsclip_jax.progress import Progress
 from fedrsclip_jax.prompts import imported
+from fedrsclip_jax.report.page import write_report
 from fedrsclip_jax.task import Pretrained, divide_images, encode_images, load_pretrained, load_source
 
 _CHECKED = 4096  # clients whose images are looked at together
+_OWN = "(images of one's own)"  # data.source of images that `load_images` did not find
 Picture = str | Path | UInt8[np.ndarray, "height width 3"]
 
 
@@ -53,98 +67,8 @@ class Round(NamedTuple):
     seconds: float
 
 
-@dataclasses.dataclass(frozen=True)
-class ChosenMethod:
-    """A method and its settings; see `make_method`.
-
-    Attributes:
-      make: makes its module from (settings, backbone, key, start).
-      settings: that the module reads.
-    """
-
-    make: Callable[..., Any]
-    settings: MethodConfig
-
-
-def load_config(file: str | Path | None = None, **keys: Any) -> Config:
-    """A checked configuration.
-
-    Args:
-      file: such as `configs/quickstart.py`; None are the defaults of `fedrsclip_jax/config.py`.
-      keys: values that come on top, such as `rounds=10, partition__clients=5`.
-
-    Raises:
-      InputError: an unknown key (the nearest is named), a wrong type, or a value out of range.
-    """
-    written = {} if file is None else configuration.load_file(str(file))
-    return configuration.resolve(Config, written, [(_dotted(key), str(value)) for key, value in keys.items()])
-
-
-def load_backbone(name: str | Path = "tiny", dtype: str = "float32") -> Pretrained:
-    """A frozen CLIP: `tiny` (embedded), a Hugging Face name, or a CLIP folder; `InputError` where it cannot be used."""
-    return load_pretrained(str(name), load_config(dtype=dtype).dtype)
-
-
-def load_images(source: str = "scenes", **keys: Any) -> ImageSource:
-    """Labelled images; none is decoded yet.
-
-    Args:
-      source: `scenes` (drawn), `folder:PATH` (a folder a class) or `tfds:NAME`.
-      keys: of the group `data`, such as `scenes__count=640, image_size=64`.
-
-    Raises:
-      InputError: they cannot be found, or a key is wrong.
-    """
-    given = {f"data__{key}": value for key, value in keys.items()}
-    return load_source(load_config(data__source=source, **given).data)
-
-
-def make_clients(images: ImageSource, kind: str = "dirichlet", *, seed: int = 0, **keys: Any) -> Clients:
-    """Who owns which image, after a split for training and testing; the same for the same seed.
-
-    Args:
-      images: of `load_images`; all have to be readable.
-      kind: `iid`, `dirichlet`, `classes` or `domain`.
-      seed: of the split and the partition.
-      keys: of the group `partition`, such as `clients=10, alpha=0.1`, and `test_fraction`.
-
-    Raises:
-      InputError: settings that the images do not allow.
-    """
-    if kind == "virtual":
-        raise InputError("kind = 'virtual': such clients follow from a whole configuration; use Federation.of(config)")
-    given = {"data__test_fraction" if key == "test_fraction" else f"partition__{key}": v for key, v in keys.items()}
-    return divide_images(load_config(seed=seed, partition__kind=kind, **given), images)
-
-
-def make_method(method: str | Callable[..., Any] = "fedrsclip", **keys: Any) -> ChosenMethod:
-    """A method with settings.
-
-    Args:
-      method: a name (`fedrsclip`, `promptfl`, `local_coop`, `fedpgp`, `fedotp`, `fedclip`, `linear_probe`), or a class
-        of one's own: an `nnx.Module` with variables `Shared` and `Private` that has what `methods.base.Method` says.
-      keys: of the group `method`, such as `context_tokens=4`.
-
-    Raises:
-      InputError: an unknown name or key.
-    """
-    make = find_method(method) if isinstance(method, str) else method
-    name = method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__)
-    settings = load_config(method__name=name, **{f"method__{key}": value for key, value in keys.items()}).method
-    return ChosenMethod(make, settings)
-
-
-# Keys that a federation is given as things already, by who makes these.
-_ELSEWHERE = {
-    "make_method": "method__",
-    "make_clients": "partition__",
-    "load_backbone": ("backbone", "dtype"),
-    "load_images": ("data__source", "data__half", "data__scenes"),
-}
-
-
 class Federation:
-    """A federation in memory: rounds change it, `evaluate` and `predict` use it as it stands.
+    """A federation in memory: rounds change it, `evaluate` and `predict` use it as it stands, `save` keeps it.
 
     Attributes:
       config: of all that it does.
@@ -154,10 +78,10 @@ class Federation:
 
     def __init__(
         self,
-        method: ChosenMethod,
-        backbone: Pretrained,
-        images: ImageSource,
-        clients: Clients,
+        method: ChosenMethod | Any,
+        backbone: Pretrained | Any,
+        images: ImageSource | Any,
+        clients: Clients | Any,
         *,
         quiet: bool = True,
         **keys: Any,
@@ -165,18 +89,22 @@ class Federation:
         """Encodes the images, once: features stay in a cache on disk.
 
         Args:
+          method, backbone, images, clients: of `make_method`, `load_backbone`, `load_images` and `make_clients`.
           quiet: False shows a bar.
-          keys: other keys of a configuration, such as `seed=0, local__learning_rate=0.1, cohort=5`. `rounds` is what
-            a run by the command line would be planned for, and no limit here.
+          keys: further keys of a configuration: `seed`, `init_from`, `cohort`, `dropout`, `data__views`,
+            `data__skip_unreadable`, `eval__clients`, `eval__finetune_epochs` and those of `local`, `server` and `spmd`.
 
         Raises:
-          InputError: a key that is wrong or does not fit, or an image that cannot be read.
+          InputError: an argument of the wrong kind, a key that is wrong, does not fit or is not read here, or an image
+            that cannot be read.
         """
-        for key in keys:
-            for place, start in _ELSEWHERE.items():
-                if key.startswith(start):
-                    raise InputError(f"{key}: Federation takes this from what it is given; say it to {place}")
-        self._begin(load_config(**keys), method, backbone, images, clients, quiet)
+        _check_kinds(method, backbone, images, clients)
+        config = read_by("Federation", keys, partition__clients=clients.num_clients)
+        source, found = images, DataConfig(source=_OWN)
+        if isinstance(images, Images):
+            source, found = images.source, images.settings
+        config = dataclasses.replace(config, data=_read_by_federation(found, config))
+        self._begin(config, method, backbone, source, clients, quiet)
 
     def _begin(
         self,
@@ -190,65 +118,114 @@ class Federation:
         """Without clients these are made as the configuration says, of the images that can be read."""
         if config.eval.base_to_new:
             raise InputError("eval.base_to_new = True is for `fedrsclip train` and `sweep`; leave it out here")
-        self._task, self._progress = backbone.task(images), Progress(quiet=quiet)
+        task, self._progress = backbone.task(images), Progress(quiet=quiet)
         config = dataclasses.replace(config, backbone=backbone.name, dtype=backbone.dtype, method=method.settings)
-        self._features = encode_images(config, self._task, self._progress, methods=[method.make])
+        if method.make not in METHODS.values():
+            width = task.clip_config.embed
+            if needs_patches(method.make):
+                width *= 1 + task.patch_grid(config.method) ** 2
+            start = task.context_start(config.method)
+            check_module(method.make, config.method, task.backbone(config.method), start, width)
+        features = encode_images(config, task, self._progress, methods=[method.make])
         if clients is None:
-            clients = divide_images(config, images, self._features.readable)
+            clients = divide_images(config, images, features.readable)
         else:
-            _check_owned(clients, self._features.readable)
-        held_out = 0 if clients.unseen is None else clients.unseen.num_clients
-        partition = dataclasses.replace(config.partition, clients=clients.num_clients, held_out=held_out)
-        self.config = dataclasses.replace(config, partition=partition)
-        self.clients = clients
-        prompts = imported(self.config, self._task.clip_config)
-        self._engine = engine.Federation(self.config, self._task, self._features, clients, prompts, make=method.make)
+            _check_owned(clients, features.readable)
+            config = _told_by(clients, config)
+        if config.eval.clients > clients.num_clients or config.cohort > clients.num_clients:
+            key, asked = max(
+                ("cohort", config.cohort), ("eval__clients", config.eval.clients), key=lambda pair: pair[1]
+            )
+            raise InputError(f"{key} = {asked} of {clients.num_clients} clients; use at most that, or 0 for everyone")
+        self.config, self.clients = config, clients
+        self._task, self._features, self._make = task, features, method.make
+        self._prompts = imported(config, task.clip_config)
+        self._engine = engine.Federation(config, task, features, clients, self._prompts, make=method.make)
+        self._ledger = Ledger()
         self.history: list[Round] = []
 
     @classmethod
     def of(cls, config: Config, *, quiet: bool = True) -> "Federation":
-        """All that a configuration says: its backbone, images, clients and method.
+        """All that a configuration says: its backbone, images, clients and method, with its first seed.
+
+        `baselines`, `seeds`, `rounds` and when to evaluate and save are for a planned run, and are not looked at.
 
         Raises:
           InputError: something in it that cannot be used.
         """
+        config = dataclasses.replace(config, seeds=1, baselines=())
         method = ChosenMethod(find_method(config.method.name), config.method)
         made, backbone = cls.__new__(cls), load_pretrained(config.backbone, config.dtype)
         made._begin(config, method, backbone, load_source(config.data), None, quiet)
         return made
+
+    def __repr__(self) -> str:
+        images, classes = len(self._task.labels), len(self.class_names)
+        done = len(self.history)
+        return (
+            f"{self.config.method.name} after {done} round{'' if done == 1 else 's'}: {self.clients!r}, of {images} "
+            f"images of {classes} classes"
+        )
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """In the order of labels and logits."""
         return tuple(self._task.source.class_names)
 
-    def run(self, rounds: int) -> list[Round]:
+    def run(self, rounds: int, callback: Callable[[Round], Any] | None = None) -> list[Round]:
         """Runs that many rounds more, and returns what each reports.
+
+        Args:
+          callback: called with each round as it ends; an exception of it stops between rounds.
 
         Raises:
           InputError: `rounds` is less than 1, or prompts or loss are no longer finite; the state is then the last
             sound one.
         """
-        if rounds < 1:
-            raise InputError(f"rounds = {rounds} is out of range; give at least 1")
-        before, end = len(self.history), len(self.history) + rounds
-        with self._progress.track(self.config.method.name, rounds, unit="rounds") as bar:
+        if callback is not None:
+            done = []
+            for one in self.iterate(rounds):
+                done.append(one)
+                callback(one)
+            return done
+        before = len(self.history)
+        for _ in self._dispatches(rounds, together=rounds):
+            pass
+        return self.history[before:]
+
+    def iterate(self, rounds: int) -> Iterator[Round]:
+        """Runs that many rounds more, and yields each as it ends; to `break` leaves the federation after that round.
+
+        Raises:
+          InputError: as `run`.
+        """
+        yield from self._dispatches(rounds, together=1)
+
+    def _dispatches(self, rounds: int, together: int) -> Iterator[Round]:
+        """Runs rounds, at most so many at a time on the devices, and yields the last of each time."""
+        if isinstance(rounds, bool) or not isinstance(rounds, (int, np.integer)) or rounds < 1:
+            raise InputError(f"rounds = {rounds!r} is out of range; give a whole number, at least 1")
+        before, end = len(self.history), len(self.history) + int(rounds)
+        with self._progress.track(self.config.method.name, int(rounds), unit="rounds") as bar:
             while len(self.history) < end:
                 first = len(self.history) + 1
                 try:
-                    self._enter(self._engine.advance(first, end - first + 1))
+                    with compilation.measure(self._ledger.seconds, "train"):
+                        done = self._engine.advance(first, min(end - first + 1, together))
+                    self._enter(done)
                 except Diverged as diverged:
                     self._enter(diverged.before)
                     raise
                 bar.advance_to(len(self.history) - before, **self.history[-1].figures)
-        return self.history[before:]
+                yield self.history[-1]
 
     def _enter(self, dispatch: Sequence[Done]) -> None:
+        self._ledger.enter(dispatch, self._engine.traffic.bytes)
         for number, done in enumerate(dispatch, len(self.history) + 1):
             self.history.append(Round(number, done.figures, done.clients, done.answered, done.seconds))
 
     def evaluate(self, *, complete: bool = False) -> dict[str, Any]:
-        """Scores on test images, fractions from 0 to 1.
+        """Scores on test images (or those of `make_clients(split="validation")`), fractions from 0 to 1.
 
         Args:
           complete: also every client's model on all test images.
@@ -259,8 +236,49 @@ class Federation:
         """
         own = self._engine
         zero_shot = score_zero_shot(self._features.plain, own.labels, self.clients, own.scored, own.backbone)
-        scores = {"zero_shot": zero_shot, **own.score(complete=complete)}
+        with compilation.measure(self._ledger.seconds, "evaluate"):
+            scores = own.score(complete=complete)
+        if self.history and not self._ledger.has_line:
+            self._ledger.write_line(experiment.brief(scores))  # a point of the curves, once it is saved
+        scores = {"zero_shot": zero_shot, **scores}
         return scores | score_beyond(own, self._task, self._features, scores)
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes the folder of a run, as `fedrsclip train` leaves it, for report, evaluate, predict and export.
+
+        Its curves have a point for each round after which `evaluate` was called, and one for the last. A method of
+        one's own has a report, and no name by which the other verbs could find it.
+
+        Args:
+          folder: new or empty.
+
+        Returns:
+          The folder.
+
+        Raises:
+          InputError: no round was run, or the folder holds something, or cannot be written.
+        """
+        folder = Path(folder).expanduser()
+        if not self.history:
+            raise InputError("save: no round was run yet; call run(rounds) first")
+        if self.config.data.source == _OWN:
+            raise InputError(
+                "save: images of one's own cannot be found again; put them into a folder a class and use "
+                "frs.load_images('folder:PATH')"
+            )
+        workdir.check(folder)
+        if (folder / "config.json").exists():
+            raise InputError(f"save: {folder} holds a run; name a new folder, so that nothing is overwritten")
+        config = dataclasses.replace(self.config, rounds=len(self.history))
+        ready = self._engine, copy.deepcopy(self._ledger)
+        with (
+            workdir.claim(folder),
+            experiment.Run(config, self._task, self._features, folder, self._progress, ready=ready) as run,
+        ):
+            run.enter(())  # evaluates and keeps a checkpoint, as after any last round
+            run.summarise()
+            write_report(folder)
+        return folder
 
     def predict(self, pictures: Sequence[Picture], client: int | None = None) -> list[Guess]:
         """Class and probabilities of pictures: paths, or RGB arrays of any size.
@@ -272,15 +290,13 @@ class Federation:
           InputError: there is no such client or no such model, or a picture cannot be read.
         """
         own = self._engine
+        if isinstance(pictures, (str, Path)):
+            raise InputError(f"pictures: {str(pictures)!r} is one path; give a list, such as [{str(pictures)!r}]")
         restored = Restored(len(self.history), own.plan.graph, own.server.shared, own.population, own.backbone)
         module = choose_module(self.config.method.name, restored, client)
         logits = partial(logits_of, module, client is None, own.backbone)
         grid = self._task.patch_grid(self.config.method) if needs_patches(module) else None
         return Classify(self._task, logits, len(pictures), grid).guesses([_opened(picture) for picture in pictures])
-
-
-def _dotted(key: str) -> str:
-    return key.replace("__", ".")
 
 
 def _opened(picture: Picture) -> np.ndarray:
@@ -291,6 +307,43 @@ def _opened(picture: Picture) -> np.ndarray:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot read image {picture} ({reason}); give another") from error
+
+
+def _check_kinds(method: Any, backbone: Any, images: Any, clients: Any) -> None:
+    """Refuses arguments of the wrong kind, by the function that gives the right one."""
+    if not isinstance(method, ChosenMethod):
+        raise InputError(f"method: {_shown(method)} is given; give frs.make_method({_shown(method)})")
+    if not isinstance(backbone, Pretrained):
+        raise InputError(f"backbone: {_shown(backbone)} is given; give what frs.load_backbone returns")
+    check_images(images)
+    if not isinstance(clients, Clients):
+        raise InputError(f"clients: {_shown(clients)} is given; give what frs.make_clients(images) returns")
+
+
+def _shown(value: Any) -> str:
+    return repr(value) if isinstance(value, (str, int, float)) else getattr(value, "__name__", type(value).__name__)
+
+
+def _read_by_federation(found: DataConfig, config: Config) -> DataConfig:
+    """Which images there are, and how a federation reads them."""
+    own = [f.name for f in dataclasses.fields(found) if covers(READ_BY["Federation"], f"data.{f.name}")]
+    return dataclasses.replace(found, **{name: getattr(config.data, name) for name in own})
+
+
+def _told_by(clients: Clients, config: Config) -> Config:
+    """The configuration with what it can say of its clients, from which they could be drawn again, or that they were
+    given."""
+    made_by = getattr(clients, "made_by", None)
+    if made_by is None:
+        return as_given(config, clients)
+    own = [f.name for f in dataclasses.fields(DataConfig) if covers(READ_BY["make_clients"], f"data.{f.name}")]
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, **{name: getattr(made_by.data, name) for name in own}),
+        eval=dataclasses.replace(config.eval, split=made_by.eval.split),
+        partition=made_by.partition,
+    )
+    return config if made_by.seed == config.seed else as_given(config, clients)
 
 
 def _check_owned(clients: Clients, readable: np.ndarray) -> None:

@@ -6,13 +6,12 @@ from typing import Any
 
 from fedrsclip_jax import comparison, distributed
 from fedrsclip_jax.checkpoint import Checkpoints
-from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.evaluate import score_zero_shot
 from fedrsclip_jax.federation import Federation
-from fedrsclip_jax.finished import open_run
+from fedrsclip_jax.finished import clients_of, open_run
 from fedrsclip_jax.generalisation import score_beyond
 from fedrsclip_jax.progress import Progress
-from fedrsclip_jax.task import divide, encode_images
+from fedrsclip_jax.task import encode_images
 
 
 def rescore(workdir: Path, overrides: Sequence[tuple[str, str]], progress: Progress) -> dict[str, Any]:
@@ -30,12 +29,7 @@ def rescore(workdir: Path, overrides: Sequence[tuple[str, str]], progress: Progr
     config, task = run.config, run.task
     features = encode_images(config, task, progress)
     with distributed.together():
-        clients = divide(config, task, features.readable)
-        if not clients.saved_as(workdir / "partition.npz"):
-            raise InputError(
-                f"{workdir / 'partition.npz'} differs from what config.json and {config.data.source} give; "
-                "the images have changed since the run"
-            )
+        clients = clients_of(run, features.readable)
     federation = Federation(config, task, features, clients, run.initial_prompts)
     with Checkpoints(workdir) as checkpoints, distributed.together():
         saved = checkpoints.restore()

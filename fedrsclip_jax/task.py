@@ -20,7 +20,7 @@ from fedrsclip_jax import compilation, distributed
 from fedrsclip_jax.clip import huggingface, preprocess, tokenizer
 from fedrsclip_jax.clip.backbone import Backbone
 from fedrsclip_jax.clip.model import CLIP, CLIPConfig
-from fedrsclip_jax.config import Config, DataConfig, MethodConfig
+from fedrsclip_jax.config import GIVEN, Config, DataConfig, MethodConfig
 from fedrsclip_jax.data import features, scenes, sources
 from fedrsclip_jax.data.clients import Clients, PartitionedClients
 from fedrsclip_jax.data.halves import ClassRange, base_and_new
@@ -158,6 +158,10 @@ class Pretrained:
     words: Any
     digest: str
 
+    def __repr__(self) -> str:
+        size, embed = self.clip_config.image_size, self.clip_config.embed
+        return f"CLIP {self.name}: images of {size} x {size} pixels, {embed} joint channels, {self.dtype}"
+
     def task(self, source: sources.ImageSource, *, base_to_new: bool = False) -> Task:
         """A task on all images, or on those of the base classes; `InputError` where these cannot be told apart."""
         seen, new = base_and_new(source) if base_to_new else (source, None)
@@ -272,7 +276,10 @@ def divide(config: Config, task: Task, readable: Bool[np.ndarray, " images"] | N
 
 
 def divide_images(
-    config: Config, source: sources.ImageSource, readable: Bool[np.ndarray, " images"] | None = None
+    config: Config,
+    source: sources.ImageSource,
+    readable: Bool[np.ndarray, " images"] | None = None,
+    sides: tuple[Int[np.ndarray, " train"], Int[np.ndarray, " test"]] | None = None,
 ) -> Clients:
     """The images split for training and scoring, and given to clients; a function of data and seed.
 
@@ -280,7 +287,8 @@ def divide_images(
     `partition.clients + partition.held_out` owners, of `domain` so those of the last sensors. The pooled test images
     are those of the clients that train.
 
-    Without `readable` all images count, which is enough to find out whether settings and data fit.
+    Without `readable` all images count, which is enough to find out whether settings and data fit. `sides` are the two
+    sides of a split that is not drawn.
 
     Raises:
       InputError: settings that the images do not allow.
@@ -291,7 +299,12 @@ def divide_images(
             "that, or 0 for everyone"
         )
     labels, settings = source.labels, config.partition
-    train, test = split(config, source, readable)
+    if settings.kind == GIVEN:
+        raise InputError(
+            f"partition.kind = {GIVEN!r}: who owns which image is given to frs.make_clients of Python, and such a run "
+            "is saved by Federation.save; use another kind here"
+        )
+    train, test = split(config, source, readable) if sides is None else sides
     if settings.kind == "virtual":
         if settings.held_out:
             raise InputError(

@@ -14,7 +14,6 @@ from PIL import Image
 import fedrsclip_jax as frs
 from fedrsclip_jax import cli
 from fedrsclip_jax.data.scenes import CLASSES
-from fedrsclip_jax.methods.base import Private, Shared, accuracy, cosines, cross_entropy, draw_prompt
 from tests.conftest import REPOSITORY
 
 SCENES = {"scenes__count": 64, "image_size": 32}
@@ -115,26 +114,83 @@ def test_predictions_are_those_that_are_scored(federation, images, clients, tmp_
     assert federation.predict([]) == []
 
 
+def test_rounds_come_as_they_end(federation, backbone, images, clients):
+    """One by one, and as many as are wanted; the same rounds as all at once."""
+    made = frs.Federation(frs.make_method("fedrsclip"), backbone, images, clients, **STEPS)
+    seen = []
+    for done in made.iterate(10):
+        assert made.history[-1] == done
+        seen.append(done)
+        if done.number == 2:
+            break
+    called = []
+    assert made.run(2, callback=called.append) == called
+    assert [done.number for done in made.history] == [1, 2, 3, 4]
+    assert [done.figures for done in made.history] == [done.figures for done in federation.history[:4]]
+
+    def enough(done):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        made.run(3, callback=enough)
+    assert len(made.history) == 5
+
+
+def test_what_is_saved_is_a_run(federation, images, tiny_folder, tmp_path, refused, capsys):
+    """Evaluate, predict, export and report find in its folder what the federation says itself."""
+    scores = federation.evaluate()
+    folder = federation.save(tmp_path / "run")
+    assert (folder / "report.html").is_file()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["rounds"], summary["local_steps"]) == (5, federation._ledger.steps)
+    assert summary["personalised"]["mean"] == scores["personalised"]["mean"]
+    assert cli.main(["evaluate", "--quiet", f"--workdir={folder}"]) == 0
+    assert f"{100 * scores['personalised']['mean']:.1f}" in capsys.readouterr().out
+    assert cli.main(["report", f"--workdir={folder}", f"--output={tmp_path / 'again.html'}"]) == 0
+    Image.fromarray(images.image(0)).save(tmp_path / "a.png")
+    words = ["--quiet", f"--workdir={folder}", "--client=1"]
+    assert cli.main(["predict", *words, f"--output={tmp_path / 'answers.csv'}", str(tmp_path / "a.png")]) == 0
+    [guess] = federation.predict([tmp_path / "a.png"], client=1)
+    assert guess.class_name in (tmp_path / "answers.csv").read_text()
+    assert cli.main(["export", *words, "--format=safetensors", f"--output={tmp_path / 'prompts'}"]) == 0
+    with refused("holds a run; name a new folder"):
+        federation.save(folder)
+
+
+def test_owners_of_ones_own_are_saved_with_the_run(backbone, images, tmp_path, capsys):
+    """They follow from no seed, so that the folder has to keep them."""
+    clients = frs.make_clients(images, owner=[i % 2 for i in range(64)])
+    federation = frs.Federation(frs.make_method("fedrsclip"), backbone, images, clients, **STEPS)
+    federation.run(1)
+    folder = federation.save(tmp_path / "run")
+    assert cli.main(["evaluate", "--quiet", f"--workdir={folder}"]) == 0
+    assert f"{100 * federation.evaluate()['personalised']['mean']:.1f}" in capsys.readouterr().out
+    assert cli.main(["train", "--config.partition.kind=given", f"--workdir={tmp_path / 'new'}"]) == 2
+    assert "Federation.save" in capsys.readouterr().err
+    (folder / "partition.npz").write_bytes(b"")
+    assert cli.main(["evaluate", "--quiet", f"--workdir={folder}"]) == 2
+
+
 class Offsets(nnx.Module):
     """A method of a notebook: a shared prompt, and a private offset of each class's logit."""
 
     def __init__(self, config, backbone, key, start=None):
-        self.shared = Shared(draw_prompt(config, backbone, key, start))
-        self.offset = Private(np.zeros(backbone.zero_shot.shape[0], np.float32))
+        self.shared = frs.Shared(frs.draw_prompt(config, backbone, key, start))
+        self.offset = frs.Private(np.zeros(backbone.num_classes, np.float32))
 
     def loss(self, batch, backbone, weights):
         logits = self.personal_logits(batch.features, backbone)
-        ce = cross_entropy(logits, batch)
-        return ce, {"ce": ce, "accuracy": accuracy(logits, batch)}
+        ce = frs.cross_entropy(logits, batch)
+        return ce, {"ce": ce, "accuracy": frs.accuracy(logits, batch)}
 
     def global_logits(self, features, backbone):
-        return backbone.scale * cosines(features, backbone.encode(self.shared[...]))
+        return backbone.scale * frs.cosines(features, backbone.encode(self.shared[...]))
 
     def personal_logits(self, features, backbone):
         return self.global_logits(features, backbone) + self.offset[...][None]
 
 
-def test_a_method_of_ones_own(backbone, images, clients):
+def test_a_method_of_ones_own(backbone, images, clients, tmp_path, capsys):
     federation = frs.Federation(frs.make_method(Offsets), backbone, images, clients, **STEPS)
     same = [federation.predict([images.image(0)], client=client) for client in (0, 1)]
     assert same[0] == same[1]
@@ -142,6 +198,11 @@ def test_a_method_of_ones_own(backbone, images, clients):
     assert history[-1].figures["ce"] < history[0].figures["ce"]
     own = [federation.predict([images.image(0)], client=client) for client in (0, 1)]
     assert own[0] != own[1]  # offsets stayed with their clients
+    folder = federation.save(tmp_path / "run")  # for its report: other verbs would have to find the class
+    assert "Offsets" in (folder / "report.html").read_text()
+    Image.fromarray(images.image(0)).save(tmp_path / "a.png")
+    assert cli.main(["predict", f"--workdir={folder}", str(tmp_path / "a.png")]) == 2
+    assert "unknown method 'Offsets'" in capsys.readouterr().err
 
 
 def test_a_whole_configuration(federation, tiny_folder):
@@ -203,7 +264,7 @@ def test_bad_input_is_one_line(refused, backbone, images, clients, federation, t
         federation.predict([images.image(0)], client=2)
     with refused("nowhere.png"):
         federation.predict([tmp_path / "nowhere.png"])
-    with refused("eval.base_to_new = True"):
+    with refused("eval__base_to_new: Federation does not read it", "fedrsclip train"):
         frs.Federation(frs.make_method(), backbone, images, clients, eval__base_to_new=True)
     with refused("method__pacl_weight", "make_method"):
         frs.Federation(frs.make_method(), backbone, images, clients, method__pacl_weight=0)
@@ -211,5 +272,11 @@ def test_bad_input_is_one_line(refused, backbone, images, clients, federation, t
         frs.Federation(frs.make_method(), backbone, images, clients, partition__alpha=1)
     with refused("kind = 'virtual'", "Federation.of"):
         frs.make_clients(images, "virtual")
-    with refused("rounds = 0"):
-        federation.run(0)
+    for rounds in (0, True):
+        with refused(f"rounds = {rounds!r}"):
+            federation.run(rounds)
+    with refused("pictures: 'a.png' is one path"):
+        federation.predict("a.png")
+    with refused("save: no round was run yet"):
+        frs.Federation(frs.make_method(), backbone, images, clients, **STEPS).save(tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -38,6 +38,11 @@ class Backbone(nnx.Module):
         # Accelerators read a matrix either way.
         self.transposed = nnx.data(text.transposed() if jax.default_backend() == "cpu" else None)
 
+    @property
+    def num_classes(self) -> int:
+        """Classes of the task, which are the columns of logits."""
+        return self.zero_shot.shape[0]
+
     def encode(self, contexts: Float[Array, "*prompts context width"]) -> Float[Array, "*prompts classes embed"]:
         """Unit-norm text features of every class behind one context, or behind each of several."""
         together = contexts.reshape(-1, *contexts.shape[-2:])

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int, Int32, Int64
 
+from fedrsclip_jax.config import Config
 from fedrsclip_jax.data.partition import Partition, save_arrays
 
 SPLITS = ("train", "test")
@@ -141,16 +142,23 @@ class Clients(abc.ABC):
         return ids, ids >= 0
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class PartitionedClients(Clients):
     """Clients of a partition: each image has one owner, and all is held in memory.
 
     Attributes:
         partition: who owns which image.
+        made_by: the configuration that says how they were drawn, where that is kept.
     """
 
     partition: Partition
     unseen: "PartitionedClients | None" = None
+    made_by: Config | None = dataclasses.field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        train, test = len(self.partition.train_order), len(self.partition.test_order)
+        further = "" if self.unseen is None else f", and {self.unseen.num_clients} that never train"
+        return f"{self.num_clients} clients with {train} images to train on and {test} to be scored on{further}"
 
     @classmethod
     def holding_out(cls, owners: Partition, held_out: int) -> "PartitionedClients":
@@ -182,8 +190,12 @@ class PartitionedClients(Clients):
         save_arrays(path, self.partition.arrays() | others)
 
     def saved_as(self, path: str | Path) -> bool:
-        others = None if self.unseen is None else PartitionedClients(Partition.load(path, _UNSEEN))
-        return PartitionedClients(Partition.load(path), others).digest() == self.digest()
+        return self.load(path, unseen=self.unseen is not None).digest() == self.digest()
+
+    @classmethod
+    def load(cls, path: str | Path, *, unseen: bool = False) -> "PartitionedClients":
+        """Reads what `save` wrote, with the unseen clients; `InputError` where that is missing or damaged."""
+        return cls(Partition.load(path), cls(Partition.load(path, _UNSEEN)) if unseen else None)
 
     def _worth_scoring(self, most, cohorts):
         """Everyone; of a sample, those who have a test image."""

@@ -23,7 +23,7 @@ _EVEN = 1e9  # a larger alpha makes no difference, and would overflow
 _FIELDS = ("size", "alpha", "train_each", "test_each", "seed", "train", "train_offsets", "test", "test_offsets")
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class VirtualClients(Clients):
     """Clients whose images are a pure function of (seed, client).
 
@@ -51,6 +51,9 @@ class VirtualClients(Clients):
     train_offsets: Int64[np.ndarray, "bounds"]
     test: Int32[np.ndarray, "test"]
     test_offsets: Int64[np.ndarray, "bounds"]
+
+    def __repr__(self) -> str:
+        return f"{self.size:,} virtual clients, each with {self.train_each} images to train on, which they share"
 
     @property
     def num_clients(self) -> int:

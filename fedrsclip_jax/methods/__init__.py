@@ -31,6 +31,17 @@ TITLES = {
     "linear_probe": "linear probe",
     "fedrsclip": "FedRSCLIP",
 }
+# Keys of the group `method` that each method reads, beside its name.
+_PROMPT = ("context_tokens", "context_init", "class_position")
+READS = {
+    "fedrsclip": (*_PROMPT, "combine", "pacl", "cmfac", "pacl_weight", "cmfac_weight"),
+    "promptfl": _PROMPT,
+    "local_coop": _PROMPT,
+    "fedpgp": (*_PROMPT, "rank", "contrastive_weight", "temperature"),
+    "fedotp": (*_PROMPT, "transport_epsilon", "transport_iterations", "transport_mass", "patch_grid"),
+    "fedclip": (),
+    "linear_probe": (),
+}
 
 
 def find_method(name: str, key: str = "method.name"):
