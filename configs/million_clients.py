@@ -2,8 +2,9 @@
 
 No list of clients exists: what client k owns (32 images, classes by Dirichlet 0.1) follows from the seed and from k
 when it is drawn, and only clients that have been drawn take memory. Clients share the 1,920 training images, so this
-shows scale and not what a million institutions would gain. Scored are the clients that took part, some 1,280, each
-with the private prompt of its one round.
+shows scale and not what a million institutions would gain. The table is of a sample of 1,000 of the million, hardly
+any of whom is ever drawn; below it stand the clients that took part, some 1,280, each with the private prompt of its
+one round.
 
 Method: FedRSCLIP from its published description, equations ours; baseline PromptFL (arXiv:2208.11625). Expected on the
 images of clients that took part, one seed: zero-shot 50 %, PromptFL 56 %, FedRSCLIP 63 %. Time: two to three minutes

@@ -27,9 +27,14 @@ from fedrsclip_jax.report.percent import diverged_with, percents
 from fedrsclip_jax.report.terminal import print_table
 from fedrsclip_jax.task import Task, encode_images, load_task
 
-# What a summary may hold beyond the federation's own clients and classes, and how it is told.
-BEYOND = {"unseen": ("mean", "worst_decile"), "base_to_new": ("base", "new", "harmonic_mean")}
+# What a summary may hold beyond the scores of its sample of clients, and how it is told.
+BEYOND = {
+    "participants": ("mean", "worst_decile"),
+    "unseen": ("mean", "worst_decile"),
+    "base_to_new": ("base", "new", "harmonic_mean"),
+}
 BEYOND_TITLES = {
+    "participants": "clients that have taken part, on their own images: mean, worst tenth",
     "unseen": "clients that never trained, the federation's model: mean, worst tenth",
     "base_to_new": "the federation's model: base classes, new classes, harmonic mean",
 }
@@ -224,14 +229,14 @@ def _of_method(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def _beyond(summaries: dict[str, list[dict[str, Any]]], of_seed: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    """Rows for clients that never trained and classes that were never seen, by the part of the summary they are in."""
+    """Rows for other clients and other classes than the table's, by the part of the summary they are in."""
     found = {}
     for part, figures in BEYOND.items():
-        if any(part not in run for run in of_seed.values()):
+        if any(part not in run for runs in summaries.values() for run in runs):
             continue
         scores = {"zero_shot": [of_seed[seed][part]["zero_shot"] for seed in sorted(of_seed)]}
         for name, runs in summaries.items():
-            if runs and runs[0]["uplink_params_per_client_round"]:
+            if runs and (part == "participants" or runs[0]["uplink_params_per_client_round"]):
                 scores[name] = [run[part]["global"] if part == "unseen" else run[part] for run in runs]
         found[part] = {
             name: {figure: _spread([run[figure] for run in runs]) for figure in figures}

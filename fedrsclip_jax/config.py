@@ -155,7 +155,10 @@ class ServerConfig:
 class EvalConfig:
     every: int = key(5, "rounds between evaluations; the last round is always one", low=1)
     clients: int = key(
-        0, "clients that are scored, a seeded sample; 0 is everyone, of `virtual` at most 10,000 that take part", low=0
+        0,
+        "clients that are scored, a seeded sample, the same in all rounds; 0 is everyone, of `virtual` 1,000. Of "
+        "`virtual` as many of those that took part are scored beside them, or with 0 up to 10,000",
+        low=0,
     )
     target_accuracy: float = key(
         0.0,

@@ -12,10 +12,8 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from fedrsclip_jax.clip.backbone import Backbone
-from fedrsclip_jax.config import Config
 from fedrsclip_jax.data.clients import Clients
 from fedrsclip_jax.federated.client import Dataset, Members
-from fedrsclip_jax.federated.cohort import draw_cohort
 from fedrsclip_jax.federated.finetune import FineTuning, fine_tune
 from fedrsclip_jax.federated.mesh import SAME, SPLIT, replicate, spread
 from fedrsclip_jax.federated.population import Population
@@ -53,14 +51,6 @@ class Models(NamedTuple):
 
     shared: PyTree | None
     own: PyTree
-
-
-def scored_clients(config: Config, clients: Clients) -> Int[np.ndarray, " scored"]:
-    """Whose models are scored, ascending; the same clients in every evaluation of a run."""
-    cohorts = (
-        draw_cohort(config.seed, number, clients.num_clients, config.cohort) for number in range(1, config.rounds + 1)
-    )
-    return clients.scored(config.eval.clients, cohorts, config.seed)
 
 
 def score_pooled(answers: Answers, labels: Int[np.ndarray, " images"], classes: int) -> dict[str, Any]:
@@ -133,7 +123,7 @@ def score_federation(
     """The scores of a federation as it stands.
 
     Args:
-      ids: clients that are scored, ascending; see `scored_clients`.
+      ids: clients that are scored, ascending; see `Clients.scored`.
       data: plain features of all images; `labels` are theirs on the host.
       lanes: clients scored at a time on a device.
       complete: also every personal model on all pooled images, whose cost is their product.
@@ -142,9 +132,62 @@ def score_federation(
     Returns:
       `global` (P_s alone, pooled test images), `personalised` (P_s with P_k on client k's images, both fine-tuned by
       the client where it is so), and the other two of the 2 x 2: `global_on_clients` and, if complete,
-      `personal_on_pooled`.
+      `personal_on_pooled`. `scored` says of which clients: how many of how many, and the share of them that has taken
+      part so far; the private variables of the others are their initial draw.
     """
-    answers = answer_pooled(graph, mesh, shared, population, clients, ids, data, backbone)
+    model = (graph, mesh, shared, population, clients, ids, data, backbone)
+    answers = answer_pooled(*model)
+    own, everywhere = _right_of_personal(*model, lanes, tuning, complete)
+    counts = clients.counts(ids, "test")
+    names = ids if len(ids) < clients.num_clients else None
+    scores = {
+        "global": score_pooled(answers, labels[clients.pooled], backbone.zero_shot.shape[0]),
+        "personalised": score_clients(own, counts, names),
+        "global_on_clients": score_clients(_right_by_client(answers, labels, clients, ids), counts, names),
+        "scored": {
+            "clients": len(ids),
+            "of": clients.num_clients,
+            "took_part": float(np.mean(population.has(ids))),
+        },
+    }
+    if everywhere is not None:
+        total = np.full(len(ids), len(clients.pooled))
+        scores["personal_on_pooled"] = score_clients(everywhere, total, names)
+    return scores
+
+
+def score_participants(
+    graph: Any,
+    mesh: Mesh,
+    shared: PyTree,
+    population: Population,
+    clients: Clients,
+    ids: Int[np.ndarray, " participants"],
+    data: Dataset,
+    backbone: Backbone,
+    *,
+    lanes: int = 1,
+    tuning: FineTuning | None = None,
+) -> dict[str, Any]:
+    """Spread of the accuracies of some clients' models on their own images; arguments as of `score_federation`."""
+    own, _ = _right_of_personal(graph, mesh, shared, population, clients, ids, data, backbone, lanes, tuning, False)
+    return score_clients(own, clients.counts(ids, "test"), ids)
+
+
+def _right_of_personal(
+    graph: Any,
+    mesh: Mesh,
+    shared: PyTree,
+    population: Population,
+    clients: Clients,
+    ids: Int[np.ndarray, " scored"],
+    data: Dataset,
+    backbone: Backbone,
+    lanes: int,
+    tuning: FineTuning | None,
+    complete: bool,
+) -> tuple[Int[np.ndarray, " scored"], Int[np.ndarray, " scored"] | None]:
+    """Right answers of each client's model on its own test images and, if `complete`, on the pooled ones."""
     lanes = min(lanes, -(-len(ids) // mesh.size))
     pooled = replicate(mesh, clients.pooled)
     own, everywhere = [], []
@@ -162,18 +205,7 @@ def score_federation(
         if complete:
             right = _right_on_pooled(graph, mesh, lanes, models, members, pooled, data, backbone)
             everywhere.append(np.asarray(right))
-
-    counts = clients.counts(ids, "test")
-    names = ids if len(ids) < clients.num_clients else None
-    scores = {
-        "global": score_pooled(answers, labels[clients.pooled], backbone.zero_shot.shape[0]),
-        "personalised": score_clients(np.concatenate(own)[: len(ids)], counts, names),
-        "global_on_clients": score_clients(_right_by_client(answers, labels, clients, ids), counts, names),
-    }
-    if complete:
-        total = np.full(len(ids), len(clients.pooled))
-        scores["personal_on_pooled"] = score_clients(np.concatenate(everywhere)[: len(ids)], total, names)
-    return scores
+    return np.concatenate(own)[: len(ids)], np.concatenate(everywhere)[: len(ids)] if complete else None
 
 
 def answer_pooled(

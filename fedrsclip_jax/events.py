@@ -9,7 +9,8 @@ from fedrsclip_jax import distributed
 from fedrsclip_jax.errors import InputError
 
 FOLDER = "tensorboard"
-_NO_LOSS = ("round", "bytes_sent", "silent_rounds", "refused", "global", "personalised", "accuracy", "images", "loss")
+_NO_LOSS = {"round", "bytes_sent", "silent_rounds", "refused", "accuracy", "images", "loss"}
+_NO_LOSS |= {"global", "personalised", "scored", "participants"}
 
 
 def check_installed() -> None:
@@ -81,6 +82,8 @@ def _scalars(line: dict[str, Any]) -> Iterator[tuple[str, float | None]]:
     yield "accuracy/pooled", line["global"]["accuracy"]
     yield "accuracy/clients_own", line["personalised"]["mean"]
     yield "accuracy/worst_tenth", line["personalised"]["worst_decile"]
+    if "participants" in line:
+        yield "accuracy/participants_own", line["participants"]["mean"]
     yield "accuracy/training", line.get("accuracy")
     yield "loss/total", line.get("loss")
     yield from ((f"loss/{name}", value) for name, value in line.items() if name not in _NO_LOSS)

@@ -76,10 +76,13 @@ def gather(federation: Federation, source: ImageSource) -> Evidence:
     truth = federation.labels[pooled]
     wrong = _telling(truth, answers.guess, answers.confidence)
     wrong, pictures = _pictures(source, pooled, wrong)
-    owners = federation.scored[:MOST_CLIENTS]
+    # Of a huge population those that took part, whose prompts have moved.
+    known = federation.participants
+    known = federation.scored if known is None or not len(known) else known
+    owners = known[:MOST_CLIENTS]
     train, test = (_by_class(federation, owners, split) for split in ("train", "test"))
-    most = np.argsort(-federation.clients.counts(federation.scored, "train"), kind="stable")[:MOST_TEXTS]
-    movers = np.sort(federation.scored[most])
+    most = np.argsort(-federation.clients.counts(known, "train"), kind="stable")[:MOST_TEXTS]
+    movers = np.sort(known[most])
     shared, private = _texts(federation, movers)
     return Evidence(
         truth=truth,

@@ -266,6 +266,8 @@ class Run:
             ledger = self.ledger = self._kept or _opened(saved, config, self.identity, folder, self._allowed)
             if saved:
                 federation.restore(saved.server(federation.server), saved.population)
+            if federation.participants is not None:
+                ledger.set_apart_of_others()
         distributed.check_same({"checkpoint": str(ledger.round)})
         with distributed.together():  # nothing is refused any more
             self._checkpoints.go_on_after(ledger.round)
@@ -433,4 +435,9 @@ def _take_back_start(folder: Path) -> None:
 def brief(scores: dict[str, Any]) -> dict[str, Any]:
     """What a line of `metrics.jsonl` keeps of the scores."""
     chosen = {"global": ("accuracy", "macro_f1", "ece"), "personalised": ("mean", "std", "worst_decile", "best")}
-    return {part: {name: scores[part][name] for name in names} for part, names in chosen.items()}
+    brief = {part: {name: scores[part][name] for name in names} for part, names in chosen.items()}
+    brief["scored"] = scores["scored"]
+    if participants := scores.get("participants"):
+        spread = {name: participants[name] for name in chosen["personalised"]}
+        brief["participants"] = {"clients": len(participants["clients"]), **spread}
+    return brief

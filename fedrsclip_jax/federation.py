@@ -6,12 +6,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Int
 
 from fedrsclip_jax.config import Config
 from fedrsclip_jax.data.clients import Clients
 from fedrsclip_jax.data.features import Features
 from fedrsclip_jax.errors import InputError
-from fedrsclip_jax.evaluate import Answers, answer_pooled, score_federation, scored_clients
+from fedrsclip_jax.evaluate import Answers, answer_pooled, score_federation, score_participants, score_zero_shot
 from fedrsclip_jax.federated.client import Dataset
 from fedrsclip_jax.federated.engine import FEATURES_SHARE, Engine
 from fedrsclip_jax.federated.finetune import FineTuning
@@ -30,7 +31,7 @@ class Federation(Engine):
     """The engine of one run.
 
     Attributes:
-      scored: clients whose models are scored, ascending.
+      scored: clients whose models are scored, ascending; the same in every round.
     """
 
     def __init__(
@@ -59,7 +60,8 @@ class Federation(Engine):
             there = None
         held: Any = there and there.data
         labels = self.labels = np.asarray(task.labels)
-        self.scored = scored_clients(config, clients)
+        self.scored = clients.scored(config.eval.clients, config.seed)
+        self._features = features.plain
         streamed = _streams(config, features, clients)
         super().__init__(
             config,
@@ -87,22 +89,29 @@ class Federation(Engine):
         """Numbers of an image's features, with those of patches where the method needs them."""
         return self._plain.features.shape[-1]
 
+    @property
+    def participants(self) -> Int[np.ndarray, " participants"] | None:
+        """Clients that have taken part and are scored beside `scored`; see `Clients.participants`."""
+        return self.clients.participants(self.population.took_part, self.config.eval.clients, self.config.seed)
+
     def score(self, complete: bool = True) -> dict[str, Any]:
-        """The scores as they stand; `complete` adds every personal model on all pooled images."""
-        return score_federation(
-            self.plan.graph,
-            self.plan.mesh,
-            self.server.shared,
-            self.population,
-            self.clients,
-            self.scored,
-            self._plain,
-            self.labels,
-            self.backbone,
-            lanes=self.lanes,
-            complete=complete,
-            tuning=self._tuning,
+        """The scores as they stand; `complete` adds every personal model on all pooled images.
+
+        Returns:
+          What `evaluate.score_federation` gives; where there are `participants`, also the spread of their models'
+          accuracies on their own images, with `zero_shot` on the same.
+        """
+        model = (self.plan.graph, self.plan.mesh, self.server.shared, self.population, self.clients)
+        how: Any = {"lanes": self.lanes, "tuning": self._tuning}
+        scores = score_federation(
+            *model, self.scored, self._plain, self.labels, self.backbone, complete=complete, **how
         )
+        participants = self.participants
+        if participants is not None and len(participants):
+            own = score_participants(*model, participants, self._plain, self.backbone, **how)
+            zero = score_zero_shot(self._features, self.labels, self.clients, participants, self.backbone)
+            scores["participants"] = {**own, "zero_shot": zero["on_clients"]}
+        return scores
 
     def answers(self, clients: Clients | None = None) -> Answers:
         """What the federation's model says of the pooled test images, of its clients or of others."""

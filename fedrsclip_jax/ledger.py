@@ -31,6 +31,8 @@ class Ledger:
       refused: (round, client) of updates that were not finite, since the last line.
       refused_updates: how many there were in all.
       lines: of `metrics.jsonl`, one an evaluation.
+      of_others: lines at the beginning whose personal models are those of other clients than in the lines that follow:
+        older versions scored the virtual clients that any round of the run would draw.
       seconds: wall-clock time by phase.
     """
 
@@ -43,6 +45,7 @@ class Ledger:
     refused: list[tuple[int, int]] = field(default_factory=list)
     refused_updates: int = 0
     lines: list[dict[str, Any]] = field(default_factory=list)
+    of_others: int = 0
     seconds: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(("encode", "compile", "train", "evaluate"), 0.0)
     )
@@ -62,7 +65,16 @@ class Ledger:
     @property
     def best(self) -> int | None:
         """The round of the line whose personal models scored best on their clients, the first of equals."""
-        return max(self.lines, key=lambda line: line["personalised"]["mean"], default={"round": None})["round"]
+        return max(self._comparable, key=lambda line: line["personalised"]["mean"], default={"round": None})["round"]
+
+    def set_apart_of_others(self) -> None:
+        """Sets `of_others`, for virtual clients: lines of older versions do not say of which clients they are."""
+        self.of_others = next((n for n, line in enumerate(self.lines) if "scored" in line), len(self.lines))
+
+    @property
+    def _comparable(self) -> list[dict[str, Any]]:
+        """Lines on the same clients: those since `of_others`, or all where there is none yet."""
+        return self.lines[self.of_others :] or self.lines
 
     @property
     def has_line(self) -> bool:
@@ -112,7 +124,8 @@ class Ledger:
         return {name: sent(name) if shares or name != "global" else None for name in _ACCURACIES}
 
     def _course(self, name: str) -> list[tuple[int, float]]:
-        return [(line["bytes_sent"], line[name][_ACCURACIES[name]]) for line in self.lines]
+        lines = self._comparable if name == "personalised" else self.lines
+        return [(line["bytes_sent"], line[name][_ACCURACIES[name]]) for line in lines]
 
     def write_lines(self, folder: Path) -> None:
         """Writes `metrics.jsonl`."""

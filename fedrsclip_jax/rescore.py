@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fedrsclip_jax import comparison, distributed
 from fedrsclip_jax.checkpoint import Checkpoints
 from fedrsclip_jax.evaluate import score_zero_shot
@@ -34,6 +36,8 @@ def rescore(workdir: Path, overrides: Sequence[tuple[str, str]], progress: Progr
     with Checkpoints(workdir) as checkpoints, distributed.together():
         saved = checkpoints.restore()
     federation.restore(saved.server(federation.server), saved.population)
+    if "scored" not in run.summary and (ids := run.summary["personalised"].get("clients")):
+        federation.scored = np.asarray(ids)  # older versions scored other virtual clients
     own = federation.score(complete=False)
     scores = {
         "seed": config.seed,

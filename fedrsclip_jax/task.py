@@ -75,7 +75,9 @@ class Task:
         """The text side, bound to the class names, with room for the method's context."""
         prompts = 2 if method.combine == "concat" else 1
         names = self.source.class_names
-        suffixes = tokenizer.suffixes(self.words, names, self.clip_config, method.context_tokens, prompts)
+        suffixes = tokenizer.suffixes(
+            self.words, names, self.clip_config, method.context_tokens, prompts, method.class_position
+        )
         texts = [tokenizer.TEMPLATE.format(name) for name in names]
         tokens = jnp.asarray(tokenizer.tokenize(self.words, texts, self.clip_config))
         zero_shot = _encode_text(*nnx.split(self.clip), tokens)

@@ -71,14 +71,11 @@ def test_misuse(clients):
 
 
 def test_everyone_is_scored_or_a_sample_of_those_with_test_images(clients):
-    def unasked():
-        raise AssertionError("who takes part makes no difference")
-        yield
-
-    assert clients.scored(0, unasked(), 0).tolist() == clients.scored(3, unasked(), 0).tolist() == [0, 1, 2]
-    assert clients.scored(2, unasked(), 0).tolist() == [0, 1]
-    samples = {int(k) for seed in range(20) for k in clients.scored(1, unasked(), seed)}
+    assert clients.scored(0, 0).tolist() == clients.scored(3, 0).tolist() == [0, 1, 2]
+    assert clients.scored(2, 0).tolist() == [0, 1]
+    samples = {int(k) for seed in range(20) for k in clients.scored(1, seed)}
     assert samples == {0, 1}, "the seed draws, and never the client without a test image"
+    assert clients.participants(np.array([1]), 0, 0) is None
 
 
 def test_a_saved_file_is_told_from_that_of_other_clients(clients, tmp_path, refused):

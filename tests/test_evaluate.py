@@ -1,6 +1,5 @@
 """Scores worked out by hand, and the federation's scores against a plain loop."""
 
-import dataclasses
 from functools import partial
 
 import jax
@@ -12,7 +11,6 @@ from flax import nnx
 from fedrsclip_jax import evaluate
 from fedrsclip_jax.data.clients import PartitionedClients
 from fedrsclip_jax.data.partition import Partition
-from fedrsclip_jax.data.virtual import MOST_SCORED, virtual_clients
 from fedrsclip_jax.evaluate import (
     Answers,
     calibration_error,
@@ -20,9 +18,7 @@ from fedrsclip_jax.evaluate import (
     score_federation,
     score_pooled,
     score_zero_shot,
-    scored_clients,
 )
-from fedrsclip_jax.federated.cohort import draw_cohort
 from fedrsclip_jax.federated.mesh import make_mesh, replicate
 from fedrsclip_jax.federated.population import Population
 from fedrsclip_jax.methods import METHODS
@@ -151,33 +147,6 @@ def test_blocks_change_nothing_and_a_sample_has_the_scores_of_the_whole(tiny_fol
     assert some["on_clients"]["per_client"] == [zero["on_clients"]["per_client"][k] for k in sample]
 
 
-def virtual(clients: int = 10**9):
-    labels = np.repeat(np.arange(3), 20)
-    sides = np.flatnonzero(np.arange(60) % 4), np.arange(0, 60, 4)
-    return virtual_clients(labels, *sides, clients=clients, alpha=1.0, examples_per_client=5, seed=0)
-
-
-def test_of_virtual_clients_those_are_scored_that_take_part():
-    config = toy.settings(**{"partition.kind": "virtual", "cohort": "5", "rounds": "7", "seed": "3"})
-    everyone = sorted({int(k) for number in range(1, 8) for k in draw_cohort(3, number, 10**9, 5)})
-    assert scored_clients(config, virtual()).tolist() == everyone
-
-    few = dataclasses.replace(config, eval=dataclasses.replace(config.eval, clients=12))
-    sample = scored_clients(few, virtual()).tolist()
-    assert sample == sorted(sample)
-    assert len(set(sample)) == 12
-    assert set(sample) < set(everyone)
-    assert scored_clients(few, virtual()).tolist() == sample
-    assert scored_clients(dataclasses.replace(few, seed=4), virtual()).tolist() != sample
-
-
-def test_never_more_virtual_clients_are_scored_than_is_said():
-    config = toy.settings(**{"partition.kind": "virtual", "cohort": "6000", "rounds": "2"})
-    assert len(scored_clients(config, virtual())) == MOST_SCORED
-    more = dataclasses.replace(config, eval=dataclasses.replace(config.eval, clients=11_000))
-    assert len(scored_clients(more, virtual())) == 11_000
-
-
 def test_a_sample_of_a_partition_has_test_images():
     """Everyone by default; else some of those that can be scored, the same whatever the round."""
     offsets = np.arange(21)
@@ -185,9 +154,9 @@ def test_a_sample_of_a_partition_has_test_images():
     clients = PartitionedClients(
         Partition(np.arange(20, dtype=np.int32), offsets, np.arange(10, dtype=np.int32), tests)
     )
-    assert scored_clients(toy.settings(), clients).tolist() == list(range(20))
-    sample = scored_clients(toy.settings(**{"eval.clients": "6"}), clients)
+    assert clients.scored(0, 0).tolist() == list(range(20))
+    sample = clients.scored(6, 0)
     assert len(np.unique(sample)) == 6
     assert clients.counts(sample, "test").tolist() == [1] * 6
-    assert scored_clients(toy.settings(**{"eval.clients": "6", "rounds": "9"}), clients).tolist() == sample.tolist()
-    assert len(scored_clients(toy.settings(**{"eval.clients": "20"}), clients)) == 20
+    assert clients.scored(6, 0).tolist() == sample.tolist()
+    assert len(clients.scored(20, 0)) == 20

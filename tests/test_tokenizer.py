@@ -8,6 +8,7 @@ import pytest
 
 from fedrsclip_jax.clip.huggingface import read_config
 from fedrsclip_jax.clip.tokenizer import TEMPLATE, load_tokenizer, suffixes, tokenize, words
+from fedrsclip_jax.export.sequences import sequences
 
 NAMES = ("river", "storage tanks", "Café São João", "field (wet)", "forêt no. 7", "市")
 
@@ -33,6 +34,31 @@ def test_suffixes_end_in_a_full_stop_and_eos(pair):
         assert tokenizer.decode(row[end - 1 : end]).strip().endswith(".")
         assert np.all(row[end:] == config.eos_id)
         assert not np.isin(row[:end], [config.sos_id, config.eos_id]).any()
+
+
+@pytest.mark.parametrize("position", ["middle", "front"])
+def test_a_name_keeps_its_last_sign_where_the_context_parts_it_from_the_full_stop(pair, position):
+    """OpenAI's vocabulary has a token `).`, which is no full stop; where nothing is joined, nothing changes."""
+    tokenizer, config = pair
+    stop = words(tokenizer, "river.")[-1]
+    joined = words(tokenizer, "field (wet).") != [*words(tokenizer, "field (wet)"), stop]
+    assert joined == (config.vocabulary == 49408)
+    made = suffixes(tokenizer, NAMES, config, 4, position=position)
+    usual = suffixes(tokenizer, NAMES, config, 4)
+    for number, name in enumerate(NAMES):
+        row, end = np.asarray(made.rows)[number], int(made.eos[number])
+        assert row[: end - 1].tolist() == words(tokenizer, name)
+        assert row[end - 1] == stop
+        if not (joined and name == "field (wet)"):
+            assert row[:end].tolist() == np.asarray(usual.rows)[number, : int(usual.eos[number])].tolist()
+    # An export puts the context into the same place.
+    before = {"middle": 2, "front": 0}[position]
+    tokens, gaps = sequences(tokenizer, NAMES, config, 4, position)
+    for line, gap, name in zip(tokens, gaps, NAMES, strict=True):
+        ids = words(tokenizer, name)
+        wanted = [config.sos_id, *[0] * before, *ids, *[0] * (4 - before), stop, config.eos_id]
+        assert line[: len(wanted)].tolist() == wanted
+        assert np.flatnonzero(gap).tolist() == [*range(1, 1 + before), *range(1 + before + len(ids), 5 + len(ids))]
 
 
 def test_no_letter_of_a_name_is_lost(pair):

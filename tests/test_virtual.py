@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedrsclip_jax.config import MAX_CLIENTS
-from fedrsclip_jax.data.virtual import MOST_SCORED, VirtualClients, virtual_clients
+from fedrsclip_jax.data.virtual import MOST_PARTICIPANTS, MOST_SCORED, VirtualClients, virtual_clients
 
 repeatable = settings(deadline=None, derandomize=True, max_examples=60)
 CLASSES = 8
@@ -110,11 +110,25 @@ def test_a_class_that_is_used_up_leaves_the_rest_to_others():
     assert all(counts.sum() == 20 and counts.max() == 6 for counts in kinds)
 
 
-def test_only_who_takes_part_is_scored():
-    cohorts = [np.array([7, 900_000]), np.array([3, 7])]
-    assert population().scored(0, iter(cohorts), 0).tolist() == [3, 7, 900_000]
-    assert set(population().scored(2, iter(cohorts), 0)) < {3, 7, 900_000}
-    assert len(population().scored(0, [np.arange(MOST_SCORED + 5)], 0)) == MOST_SCORED
+def test_a_seeded_sample_of_the_population_is_scored():
+    sample = population(clients=10**9).scored(0, 0)
+    assert len(np.unique(sample)) == len(sample) == MOST_SCORED
+    assert sample.tolist() == sorted(sample.tolist())
+    # Evenly over the population: means of 1,000 numbers deviate by 1 / sqrt(12,000) of its size.
+    assert abs(sample.mean() / 10**9 - 0.5) < 4 / 12_000**0.5
+    assert population(clients=10**9).scored(0, 0).tolist() == sample.tolist()
+    assert population(clients=10**9).scored(0, 1).tolist() != sample.tolist()
+    assert len(population(clients=10**9).scored(12, 0)) == 12
+    assert population(clients=40).scored(0, 0).tolist() == population(clients=40).scored(50, 0).tolist() == [*range(40)]
+
+
+def test_of_those_that_took_part_all_are_scored_or_a_sample():
+    few, many = np.array([3, 7, 900_000]), np.arange(MOST_PARTICIPANTS + 5)
+    assert population().participants(few, 0, 0).tolist() == few.tolist()
+    assert set(population().participants(few, 2, 0)) < set(few)
+    sample = population().participants(many, 0, 0)
+    assert len(np.unique(sample)) == MOST_PARTICIPANTS
+    assert population().participants(many, 0, 0).tolist() == sample.tolist()
 
 
 def test_any_clients_have_as_many_training_images_as_others():
@@ -132,6 +146,8 @@ def test_nothing_grows_with_the_number_of_clients():
         many.padded(ids, "train", many.width("train"))
         many.padded(ids, "test")
         many.digest()
+        many.scored(0, 0)
+        many.participants(ids, 0, 0)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -16,7 +16,7 @@ class Backbone(nnx.Module):
     Attributes:
       text: the text tower.
       scale: exp(logit_scale), the factor on cosines before the softmax.
-      suffixes: tokens of `name . [EOS]` per class.
+      suffixes: tokens of `name . [EOS]` per class; see `tokenizer.name_and_stop`.
       transposed: on a CPU the text tower's matrices a second time, turned round, which makes gradients faster.
       zero_shot: unit-norm features [classes, embed] of the hand-written template, for the zero-shot row.
       class_position: where the name stands to the context: `end` (behind it, the default), `middle` or `front`.

@@ -66,15 +66,40 @@ def tokenize(
     return out
 
 
+def name_and_stop(tokenizer: Any, name: str, position: str = "end") -> tuple[list[int], list[int]]:
+    """Tokens of a class name, and those of the full stop that ends the prompt.
+
+    OpenAI's vocabulary has tokens for two signs, so that a name that ends in one may share its last token with the full
+    stop, as `)` does in `).`. Where the context stands between name and full stop, these are two tokens; where the name
+    is at the `end`, name and full stop are read as one text, as in CoOp, and the second part may be empty.
+
+    Args:
+      position: of the name to the context: `end`, `middle` or `front`.
+    """
+    ids, together = words(tokenizer, name), words(tokenizer, f"{name}.")
+    if together[:-1] == ids:
+        return ids, together[-1:]
+    # As it stands behind a word: alone, some tokenizers would put a space in front of it.
+    return (together, []) if position == "end" else (ids, words(tokenizer, "a.")[-1:])
+
+
 def suffixes(
-    tokenizer: Any, class_names: Sequence[str], config: CLIPConfig, context: int, prompts: int = 1
+    tokenizer: Any,
+    class_names: Sequence[str],
+    config: CLIPConfig,
+    context: int,
+    prompts: int = 1,
+    position: str = "end",
 ) -> Suffixes:
-    """Tokens of `name . [EOS]` per class, for `prompts` contexts of `context` tokens each in front.
+    """Tokens of `name . [EOS]` per class, for `prompts` contexts of `context` tokens each.
+
+    Args:
+      position: where names stand to the context; see `name_and_stop`.
 
     Raises:
       InputError: the longest class and the context do not fit into the tower.
     """
-    rows = [words(tokenizer, f"{name}.") for name in class_names]
+    rows = [[*ids, *stop] for ids, stop in (name_and_stop(tokenizer, name, position) for name in class_names)]
     longest = int(np.argmax([len(row) for row in rows]))
     needed = 1 + prompts * context + len(rows[longest]) + 1
     if needed > config.positions:

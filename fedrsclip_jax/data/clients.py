@@ -3,7 +3,6 @@
 import abc
 import dataclasses
 import hashlib
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -58,10 +57,8 @@ class Clients(abc.ABC):
         """Whether the file, which `save` wrote, holds these clients; `InputError` where it is missing or damaged."""
 
     @abc.abstractmethod
-    def _worth_scoring(
-        self, most: int, cohorts: Iterable[Int[np.ndarray, "cohort"]]
-    ) -> tuple[Int[np.ndarray, "clients"], int]:
-        """Who may be scored, ascending, and how many of them at most; 0 is all. Arguments as of `scored`."""
+    def _worth_scoring(self, most: int) -> tuple[Int[np.ndarray, "clients"] | int, int]:
+        """Who may be scored, ascending, or how many from client 0 on; and how many of them at most, 0 for all."""
 
     @abc.abstractmethod
     def _counts(self, ids: Int64[np.ndarray, "clients"], split: str) -> Int64[np.ndarray, "clients"]:
@@ -84,18 +81,35 @@ class Clients(abc.ABC):
         counts[real] = self._counts(ids[real], split)
         return counts
 
-    def scored(self, most: int, cohorts: Iterable[Int[np.ndarray, "cohort"]], seed: int) -> Int[np.ndarray, "scored"]:
+    def scored(self, most: int, seed: int) -> Int[np.ndarray, "scored"]:
         """Whose models are scored, ascending: all that are worth it, or a seeded sample of them.
+
+        They are the same in every round of a run, however many rounds it has: only so is a curve over rounds about
+        training, and not about who happens to be looked at.
 
         Args:
             most: clients in the sample; 0 leaves that to the kind of clients.
-            cohorts: the clients of each round of the run, looked at only where it matters who takes part.
             seed: a non-negative integer.
         """
-        eligible, most = self._worth_scoring(most, cohorts)
-        if most == 0 or most >= len(eligible):
-            return eligible
+        eligible, most = self._worth_scoring(most)
+        there = eligible if isinstance(eligible, int) else len(eligible)
+        if most == 0 or most >= there:
+            return np.arange(there) if isinstance(eligible, int) else eligible
         return np.sort(np.random.default_rng((seed, _SCORED)).choice(eligible, most, replace=False))
+
+    def participants(
+        self, took_part: Int[np.ndarray, "clients"], most: int, seed: int
+    ) -> Int[np.ndarray, "participants"] | None:
+        """Who is scored beside `scored`, ascending: of clients that took part all, or a seeded sample.
+
+        Args:
+            took_part: so far, ascending.
+            most, seed: as of `scored`.
+
+        Returns:
+            None where the scored clients tell enough: everyone, or a sample of no huge population.
+        """
+        return None
 
     def width(self, split: str) -> int:
         """A width for `padded` that other seeds' clients are likely to share, and with it what is compiled."""
@@ -197,7 +211,7 @@ class PartitionedClients(Clients):
         """Reads what `save` wrote, with the unseen clients; `InputError` where that is missing or damaged."""
         return cls(Partition.load(path), cls(Partition.load(path, _UNSEEN)) if unseen else None)
 
-    def _worth_scoring(self, most, cohorts):
+    def _worth_scoring(self, most):
         """Everyone; of a sample, those who have a test image."""
         everyone = np.arange(self.num_clients)
         sampled = 0 < most < len(everyone)

@@ -36,9 +36,9 @@ def sequences(words: Any, class_names: Sequence[str], config: CLIPConfig, contex
     tokens = np.full((len(class_names), config.positions), PADDING, np.int64)
     gaps = np.zeros(tokens.shape, bool)
     for row, name in enumerate(class_names):
-        *ids, stop = tokenizer.words(words, f"{name}.")
+        ids, stop = tokenizer.name_and_stop(words, name, position)
         gap = [PADDING] * context
-        line = [config.sos_id, *gap[:before], *ids, *gap[before:], stop, config.eos_id]
+        line = [config.sos_id, *gap[:before], *ids, *gap[before:], *stop, config.eos_id]
         tokens[row, : len(line)] = line
         gaps[row, 1 : 1 + before] = True
         gaps[row, 1 + before + len(ids) : 1 + len(ids) + context] = True

@@ -140,6 +140,8 @@ def _run(folder: Path, prefix: str = "") -> tuple[str, str]:
         return f"{k}, {domains[k]}" if domains else str(k)
 
     scored = f", {len(own['clients']):,} of them scored" if "clients" in own else ""
+    if said := summary.get("scored"):  # runs of older versions do not say so
+        scored += f", {100 * said['took_part']:.1f} % of whom took part" if said["took_part"] < 1 else ""
     body = [
         f"<h1>{html.escape(title)}</h1>",
         f'<p class="quiet">{summary["num_clients"]:,} clients{scored}, {summary["num_classes"]} classes, '
@@ -296,6 +298,11 @@ def _two_by_two(summary: dict[str, Any], shares: bool) -> str:
     if shares:
         cells = map(percent, (*_mean_and_worst(shared), summary["global"]["accuracy"]))
         rows.insert(1, ("federation's model", *cells))
+    if others := summary.get("participants"):
+        rows += [
+            (f"{name} of {len(others['clients']):,} that took part", *map(percent, _mean_and_worst(scores)), "-")
+            for name, scores in (("zero-shot", others["zero_shot"]), ("personal models", others))
+        ]
     if unseen := summary.get("unseen"):
         rows += [
             (

@@ -287,15 +287,26 @@ def test_a_million_clients_of_whom_few_take_part(tiny_folder, tmp_path):
     workdir = tmp_path / "million"
     words = ("train", "--quiet", f"--config={REPOSITORY / 'configs/million_clients.py'}", f"--workdir={workdir}")
     smaller = ("--config.rounds=3", "--config.cohort=8", "--config.local.epochs=1", "--config.baselines=")
+    smaller += ("--config.eval.clients=100",)
     few = (f"--config.backbone={tiny_folder}", "--config.data.scenes.count=640", "--config.data.image_size=32")
     assert cli.main([*words, *smaller, *few]) == 0
     summary = read(workdir)
     assert summary["num_clients"] == 1_000_000
-    took_part = summary["personalised"]["clients"]
-    assert len(took_part) == len(summary["personalised"]["per_client"]) == summary["num_scored_clients"] == 24
-    assert max(took_part) > 10_000, "they come from the whole population"
-    assert summary["zero_shot"]["on_clients"]["clients"] == took_part
-    # What is kept grows with the 24 clients that were drawn: a list of all would take megabytes a number.
+    sample = summary["personalised"]["clients"]
+    assert len(sample) == len(summary["personalised"]["per_client"]) == summary["num_scored_clients"] == 100
+    assert max(sample) > 900_000, "they come from the whole population"
+    assert summary["zero_shot"]["on_clients"]["clients"] == sample
+    assert summary["scored"] == {"clients": 100, "of": 1_000_000, "took_part": 0.0}
+    took_part = summary["participants"]["clients"]
+    assert len(took_part) == len(summary["participants"]["per_client"]) == 24
+    assert summary["participants"]["zero_shot"]["clients"] == took_part
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["scored"] == summary["scored"]
+    assert lines[-1]["participants"]["clients"] == 24
+    assert lines[-1]["participants"]["mean"] == summary["participants"]["mean"]
+    beside = read(workdir, "comparison.json")["participants"]["fedrsclip"]
+    assert beside["mean"]["values"] == [summary["participants"]["mean"]]
+    # What is kept grows with those 24 and the sample: a list of all would take megabytes a number.
     assert sum(path.stat().st_size for path in workdir.rglob("*") if path.is_file()) < 2**20
 
 
