@@ -129,6 +129,16 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--with-backbone", action="store_true", help="a classifier with a copy of its image tower")
     export.add_argument("--overwrite", action="store_true", help="replace an earlier export")
 
+    verify = verb(
+        "verify",
+        verbs.verify,
+        "check an export against its certificate: its files, and its logits in PyTorch",
+        "fedrsclip verify classifier",
+        "fedrsclip verify prompts --workdir=runs/aid",
+    )
+    verify.add_argument("folder", type=Path, metavar="DIR", help="what export has written")
+    verify.add_argument("--workdir", type=Path, help="folder of the run; prompts and a CLIP are compared with it alone")
+
     predict = verb(
         "predict",
         verbs.predict,

@@ -27,7 +27,7 @@ from fedrsclip_jax.generalisation import score_beyond
 from fedrsclip_jax.interrupt import Interrupt
 from fedrsclip_jax.ledger import Ledger, read_lines
 from fedrsclip_jax.methods import find_method
-from fedrsclip_jax.methods.base import needs_patches
+from fedrsclip_jax.methods.base import head_of, needs_patches
 from fedrsclip_jax.progress import Progress
 from fedrsclip_jax.prompts import KEPT, Prompts, imported, keep
 from fedrsclip_jax.task import Task, client_domains, divide, split
@@ -313,7 +313,7 @@ def check_method(config: Config, name: str, key: str = "method.name") -> None:
             f"eval.base_to_new = True with eval.finetune_epochs = {config.eval.finetune_epochs}: models on new classes "
             "are not fine-tuned, and would not be those on base classes; leave out either"
         )
-    if config.eval.base_to_new and getattr(method, "per_class", False):
+    if config.eval.base_to_new and head_of(method).own_classes:
         raise InputError(
             f"eval.base_to_new = True with {key}: {name} has variables of each class and cannot name others; leave out "
             "either"

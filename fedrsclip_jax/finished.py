@@ -1,7 +1,7 @@
 """A finished run, opened again from its folder."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,12 @@ class Restored:
 
 
 def open_run(
-    workdir: Path, overrides: Sequence[tuple[str, str]], *, images: bool = True, dtype: str | None = None
+    workdir: Path,
+    overrides: Sequence[tuple[str, str]],
+    *,
+    images: bool = True,
+    dtype: str | None = None,
+    check: Callable[[Config], None] = lambda config: None,
 ) -> FinishedRun:
     """Opens a finished run.
 
@@ -82,6 +87,7 @@ def open_run(
       overrides: keys that say where things lie now; see `MOVABLE`.
       images: whether they are needed; if not, class names that the run has kept will do.
       dtype: of the towers, instead of the run's.
+      check: refuses a run by its configuration, before images and backbone are opened.
 
     Raises:
       InputError: the folder holds no finished run, or backbone, classes or the prompts that it has kept are not the
@@ -100,6 +106,7 @@ def open_run(
         raise InputError(f"--workdir: {workdir} holds a sweep of many runs; {remedy}")
     config = configuration.resolve(Config, said, overrides)
     config = dataclasses.replace(config, seeds=1, baselines=(), dtype=dtype or config.dtype)
+    check(config)
     if not (workdir / "summary.json").is_file():
         raise InputError(f"--workdir: {workdir} holds no summary.json; the run has not finished")
     summary = read_json(workdir / "summary.json", "backbone_sha256", "num_clients", "num_classes", "personalised")

@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from fedrsclip_jax import distributed
 from fedrsclip_jax.errors import InputError
@@ -109,15 +110,33 @@ def export(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     certificates = export(Request(**chosen), overrides, Progress(quiet=known.quiet))
     worst = max(certificates, key=lambda certificate: certificate.get("max_abs_difference", 0.0))
     if worst["verified"]:
-        print(
-            f"logits within {worst['max_abs_difference']:.1e} of ours on {worst['images']['count']} "
-            f"{'images of the run' if worst['images']['origin'] == 'run' else 'random images'}, predicted classes equal"
-        )
-    else:
-        print(f"not verified: {worst['reason']}")
-    if any(certificate["run"].get("took_part") is False for certificate in certificates):
-        print(f"warning: client {known.client} never took part; its private prompt is its initial draw, untrained")
-    print(f"{known.format} in {known.output}")
+        print(_compared(worst))
+    said = [certificate["warning"] for certificate in certificates if "warning" in certificate]
+    if len(certificates) == 1 and said:
+        print(f"warning: {said[0]}")
+    elif said:
+        print(f"warning: {len(said)} of {len(certificates)} clients trained on fewer than half of the classes")
+    unverified = "" if worst["verified"] else f", not verified: {worst['reason']}; later, run `fedrsclip verify`"
+    print(f"{known.format} in {known.output}{unverified}")
+
+
+def _compared(certificate: dict[str, Any]) -> str:
+    what = {"run": "images of the run", "random": "random images", "reference": "reference pictures"}
+    images = certificate["images"]
+    return (
+        f"logits within {certificate['max_abs_difference']:.1e} of ours on {images['count']} {what[images['origin']]}, "
+        "predicted classes equal"
+    )
+
+
+def verify(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+    from fedrsclip_jax import compilation
+    from fedrsclip_jax.export.verification import verify
+
+    compilation.keep_on_disk()
+    for folder, found in verify(known.folder, known.workdir, overrides).items():
+        logits = _compared(found.comparison) if found.comparison else f"logits were not compared again: {found.reason}"
+        print(f"{folder}: {found.files} files are as certified; {logits}")
 
 
 def predict(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub.constants
 import numpy as np
 import pytest
 
@@ -52,6 +53,7 @@ CASES = [
     ({}, 2, ACCENTS),
     ({"method.combine": "features"}, 2, PLAIN),
     ({"method.combine": "concat", "method.class_position": "middle"}, 0, PLAIN),
+    ({"method.name": "linear_probe"}, None, PLAIN),
 ]
 
 
@@ -70,9 +72,11 @@ def test_classifier_gives_our_logits(tiny_folder, tmp_path, settings, client, na
 
     held = load_file(tmp_path / "out" / "classifier.safetensors")
     np.testing.assert_allclose(np.linalg.norm(held["weights"], axis=1), 1, atol=1e-6)
-    averaged = client is not None and not settings
-    assert (held["norms"].max() < 1 - 1e-3) == averaged  # else all are 1
-    if not averaged:
+    averaged, trained = client is not None and not settings, "linear_probe" in settings.values()
+    assert ("bias" in held) == trained
+    if not trained:
+        assert (held["norms"].max() < 1 - 1e-3) == averaged  # else all are 1
+    if not averaged and not trained:
         np.testing.assert_allclose(held["norms"], 1, atol=1e-5)
 
 
@@ -102,20 +106,38 @@ def test_predict_takes_paths_pictures_and_arrays(tiny_folder, tmp_path):
     assert grey == classifier.predict([Image.open(path).convert("L").convert("RGB")])
 
 
-def test_image_tower_by_reference_or_as_a_copy(tiny_folder, tmp_path):
-    clip = shutil.copytree(tiny_folder, tmp_path / "clip")
-    workdir = finished(tmp_path / "run", clip)
+NAME = "someone/tiny-clip"
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch, tiny_folder) -> Path:
+    """A CLIP under a name of Hugging Face, in a cache of our own."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    root = tmp_path / "hub" / f"models--{NAME.replace('/', '--')}"
+    (root / "refs").mkdir(parents=True)
+    (root / "refs" / "main").write_text("0" * 40)
+    return shutil.copytree(tiny_folder, root / "snapshots" / ("0" * 40))
+
+
+def test_image_tower_by_its_public_name_or_as_a_copy(hub, tiny_folder, tmp_path):
+    workdir = finished(tmp_path / "run", tiny_folder, backbone=NAME)
     write(workdir, "classifier", tmp_path / "reference")
     write(workdir, "classifier", tmp_path / "copy", with_backbone=True)
     assert not (tmp_path / "reference" / "image_tower").exists()
+    settings = json.loads((tmp_path / "reference" / "classifier.json").read_text())
+    assert (settings["image_tower"], settings["image_tower_revision"]) == (NAME, "0" * 40)
+    assert f"base_model: {NAME}" in (tmp_path / "reference" / "README.md").read_text()
     tower = load_file(tmp_path / "copy" / "image_tower" / "model.safetensors")
     whole = load_file(tiny_folder / "model.safetensors")
     assert set(tower) == {name for name in whole if name.startswith(("vision_model.", "visual_projection."))}
     assert all(np.array_equal(value, whole[name]) for name, value in tower.items())
 
-    clip.rename(tmp_path / "moved")
-    with pytest.raises(OSError, match="clip"):
+    shutil.copytree(hub, tmp_path / "moved")
+    shutil.rmtree(tmp_path / "hub")
+    with pytest.raises(OSError, match=r"backbone=FOLDER.*--with-backbone") as caught:
         Classifier.from_folder(tmp_path / "reference")
+    assert NAME in str(caught.value)
     _, pictures, expected = ours(workdir, None, [("backbone", str(tmp_path / "moved"))])
     for classifier in (
         Classifier.from_folder(tmp_path / "reference", backbone=tmp_path / "moved"),
@@ -126,6 +148,33 @@ def test_image_tower_by_reference_or_as_a_copy(tiny_folder, tmp_path):
         np.testing.assert_allclose(logits, expected, rtol=0, atol=NEAR)
 
 
+def test_a_default_export_of_a_local_clip_works_where_that_folder_is_not(tiny_folder, tmp_path):
+    """Nothing that is written speaks of this machine's folders, and a folder that is gone is not missed."""
+    clip = shutil.copytree(tiny_folder, tmp_path / "here" / "my_clip")
+    workdir = finished(tmp_path / "here" / "run", clip)
+    write(workdir, "classifier", tmp_path / "out")
+    _, pictures, expected = ours(workdir)
+    shutil.rmtree(tmp_path / "here")
+    with torch.inference_mode():
+        classifier = Classifier.from_folder(tmp_path / "out")
+        logits = classifier(classifier.preprocess(pictures.images)).numpy()
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=NEAR)
+    for name in ("classifier.json", "README.md"):
+        assert "my_clip" in (tmp_path / "out" / name).read_text()
+        assert str(tmp_path) not in (tmp_path / "out" / name).read_text()
+    # Older exports name the folder, which says what to do.
+    shutil.rmtree(tmp_path / "out" / "image_tower")
+    settings = json.loads((tmp_path / "out" / "classifier.json").read_text())
+    older = settings | {"format": "fedrsclip classifier 1", "image_tower": str(clip)}
+    (tmp_path / "out" / "classifier.json").write_text(json.dumps(older))
+    with pytest.raises(OSError, match=r"backbone=FOLDER.*--with-backbone"):
+        Classifier.from_folder(tmp_path / "out")
+    assert Classifier.from_folder(tmp_path / "out", backbone=tiny_folder).bias.abs().max() == 0
+    (tmp_path / "out" / "classifier.json").write_text(json.dumps(settings | {"format": "fedrsclip classifier 9"}))
+    with pytest.raises(ValueError, match="'fedrsclip classifier 9'"):
+        Classifier.from_folder(tmp_path / "out", backbone=tiny_folder)
+
+
 def test_another_clip_is_not_taken_for_the_right_one(tiny_folder, tmp_path):
     clip = shutil.copytree(tiny_folder, tmp_path / "clip")
     write(finished(tmp_path / "run", clip), "classifier", tmp_path / "out")
@@ -133,7 +182,7 @@ def test_another_clip_is_not_taken_for_the_right_one(tiny_folder, tmp_path):
     weights["vision_model.encoder.layers.0.mlp.fc1.weight"] *= 1.1
     save_file(weights, clip / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="another CLIP"):
-        Classifier.from_folder(tmp_path / "out")
+        Classifier.from_folder(tmp_path / "out", backbone=clip)
 
 
 def test_the_embedded_backbone_always_goes_with_its_classifier(tmp_path):
@@ -147,7 +196,7 @@ def test_the_embedded_backbone_always_goes_with_its_classifier(tmp_path):
 def test_the_module_for_inference_is_small_and_stands_alone():
     source = Path(torch_classifier.__file__)
     lines = source.read_text().splitlines()
-    assert len(lines) < 80
+    assert len(lines) < 130
     tree = ast.parse(source.read_text())
     everywhere, at_once = (
         {
@@ -160,7 +209,7 @@ def test_the_module_for_inference_is_small_and_stands_alone():
         for nodes in (ast.walk(tree), tree.body)
     )
     assert at_once == {"torch", "transformers"}
-    assert everywhere == {"torch", "transformers", "PIL"}  # by which transformers prepares images
+    assert everywhere == {"torch", "transformers", "PIL", "numpy"}  # the last two by which transformers prepares images
 
 
 @pytest.mark.long
@@ -190,6 +239,7 @@ def test_onnx_with_any_batch(tiny_folder, tmp_path):
     assert certificate["max_abs_difference"] <= TOLERANCE
     file = tmp_path / "out" / "classifier.onnx"
     assert [path.name for path in sorted((tmp_path / "out").iterdir())] == [
+        "README.md",
         "certificate.json",
         "classifier.json",
         "classifier.onnx",
@@ -276,10 +326,9 @@ def test_comparison_of_a_tie_counts_the_disagreement():
     assert compare(tie, tie[:, ::-1].copy(), IMAGES[:1], CLASSES[:2])["predicted_class_agreement"] == 0.0
 
 
-def test_an_export_that_fails_its_check_leaves_nothing(tiny_folder, tmp_path):
+def test_an_export_that_fails_its_check_leaves_nothing(hub, tiny_folder, tmp_path):
     """Another tower under the run's name: of the right digest when opened, replaced before PyTorch reads it."""
-    clip = shutil.copytree(tiny_folder, tmp_path / "clip")
-    workdir = finished(tmp_path / "run", clip)
+    clip, workdir = hub, finished(tmp_path / "run", tiny_folder, backbone=NAME)
 
     class Swap(Progress):
         def track(self, *arguments, **named):
@@ -309,7 +358,9 @@ def test_without_pytorch_what_can_be_written_is_unverified(tiny_folder, tmp_path
     for kind in ("classifier", "safetensors"):
         done = started(kind)
         assert done.returncode == 0, done.stderr
-        assert "not verified: PyTorch is not installed" in done.stdout
+        assert done.stdout.splitlines()[-1].startswith(
+            f"{kind} in {tmp_path / kind}, not verified: PyTorch is not installed"
+        )
         certificate = json.loads((tmp_path / kind / "certificate.json").read_text())
         assert certificate["verified"] is False
         assert "max_abs_difference" not in certificate

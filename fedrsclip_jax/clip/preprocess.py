@@ -1,4 +1,8 @@
-"""Images as CLIP wants them: resized, cropped and normalised as `preprocessor_config.json` says."""
+"""Images as CLIP wants them: large ones reduced, then resized, cropped and normalised by `preprocessor_config.json`.
+
+What `load_preprocess` returns is the one way to prepare an image: for training, answers, certificates, and, written out
+once more in `export.torch_classifier` for where there is no JAX, in exported classifiers.
+"""
 
 import hashlib
 import json
@@ -13,6 +17,7 @@ from fedrsclip_jax.errors import InputError
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's training images, RGB in 0 to 1
 STD = (0.26862954, 0.26130258, 0.27577711)
 SETTINGS = "preprocessor_config.json"
+SHORT_SIDE = 1024  # pixels that a large picture keeps at least, several times what any CLIP looks at
 
 Preprocess = Callable[[Sequence[UInt8[np.ndarray, "_h _w 3"]]], Float[np.ndarray, "batch size size 3"]]
 
@@ -38,10 +43,24 @@ def load_preprocess(folder: Path) -> tuple[Preprocess, str]:
         raise InputError(f"backbone: {path} cannot be used ({reason}); download the folder again") from error
 
     def preprocess(images):
-        pixels = processor(list(images), return_tensors="np", input_data_format="channels_last")["pixel_values"]
+        small = [shrink(image) for image in images]
+        pixels = processor(small, return_tensors="np", input_data_format="channels_last")["pixel_values"]
         return np.moveaxis(np.asarray(pixels, np.float32), 1, -1)
 
     return preprocess, hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def shrink(image: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "_height _width 3"]:
+    """A large picture by means over blocks of pixels, with `SHORT_SIDE` or more on its short side; others as they are.
+
+    So what waits for the encoder does not grow with the pictures on the disk. A picture that was shrunk stays as it is.
+    """
+    factor = min(image.shape[:2]) // SHORT_SIDE
+    if factor < 2:
+        return image
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(image).reduce(factor))
 
 
 def save_preprocess(folder: Path, size: int) -> None:

@@ -9,7 +9,6 @@ from fedrsclip_jax.errors import InputError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 MOST_PIXELS = 100_000_000  # of a picture: eight are decoded at a time
-SHORT_SIDE = 1024  # pixels that a large picture keeps at least, several times what any CLIP looks at
 SKIP_HINT = "repair or remove it, or skip such images with --config.data.skip_unreadable=True"
 
 
@@ -43,17 +42,6 @@ def decode(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
         raise ValueError("not an image of a known format") from error
     except Exception as error:  # Pillow raises anything from SyntaxError to struct.error on damaged files.
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
-
-
-def shrink(image: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
-    """A large picture by means over blocks of pixels, with `SHORT_SIDE` or more on its short side; others as they are.
-
-    So what waits for the encoder does not grow with the pictures on the disk.
-    """
-    from PIL import Image
-
-    factor = min(image.shape[:2]) // SHORT_SIDE
-    return image if factor < 2 else np.asarray(Image.fromarray(image).reduce(factor))
 
 
 def unreadable(name: str, error: Exception) -> InputError:

@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Int, UInt8
 
-from fedrsclip_jax.data.decoding import SKIP_HINT, shrink
+from fedrsclip_jax.clip.preprocess import shrink
+from fedrsclip_jax.data.decoding import SKIP_HINT
 from fedrsclip_jax.data.sources import ImageSource, fingerprint_of_images
 from fedrsclip_jax.errors import DISK_REFUSALS, InputError
 from fedrsclip_jax.files import replace
@@ -214,7 +215,7 @@ class _Job:
             return error
         if self.view:
             image = augment(image, np.random.default_rng((self.seed, self.view, i)))
-        return shrink(image)
+        return shrink(image)  # as the encoder would; what waits for it is small from here on
 
     def batches(self, start: int) -> Generator[tuple[int, list[np.ndarray], np.ndarray], None, None]:
         """First image, pictures and readable flags, by batches; decoded one batch ahead of the encoder."""

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import platform
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +63,16 @@ def certify(
     pictures: Pictures,
     comparison: dict[str, Any] | None,
     reason: str = "",
+    warning: str | None = None,
+    references: Float[np.ndarray, "images classes"] | None = None,
 ) -> dict[str, Any]:
     """The certificate of one exported folder.
 
     Args:
       model: what was exported; None is the backbone alone.
       comparison: of `compare`; None where nothing was compared, and `reason` says why.
+      warning: what whoever uses the export should know.
+      references: our logits of `pictures.references`, so that the folder can be checked by itself.
     """
     verified = comparison is not None
     return {
@@ -75,6 +80,8 @@ def certify(
         "verified": verified,
         **(comparison if comparison is not None else {"reason": reason}),
         "tolerance": TOLERANCE,
+        **({} if model is None or model.grid is None else {"compared": "mean of the prompts' logits on whole images"}),
+        **({} if warning is None else {"warning": warning}),
         "images": {"count": len(pictures.images) if verified else 0, "origin": pictures.origin},
         "classes": len(run.task.source.class_names),
         "run": {
@@ -84,19 +91,25 @@ def certify(
             "seed": run.config.seed,
             **({} if model is None else {"round": model.round, "client": model.client, "took_part": model.drawn}),
         },
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "prompts_sha256": None if model is None or model.prompts is None else model.prompts.digest,
         "backbone_sha256": run.summary["backbone_sha256"],
         "config_sha256": run.summary["config_sha256"],
         "files": {
-            path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
+            path.relative_to(folder).as_posix(): digest_of(path) for path in sorted(folder.rglob("*")) if path.is_file()
         },
-        "versions": _versions(),
+        "versions": versions(),
+        **({} if references is None else {"reference_logits": references.astype(float).tolist()}),
     }
 
 
-def _versions() -> dict[str, str]:
+def digest_of(path: Path) -> str:
+    """sha256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the libraries that take part, as far as they are installed."""
     found = {"python": platform.python_version()}
     for library in ("fedrsclip_jax", *_LIBRARIES):
         try:

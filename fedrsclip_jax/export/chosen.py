@@ -16,6 +16,8 @@ from fedrsclip_jax.finished import FinishedRun, Restored
 from fedrsclip_jax.methods.base import Private, Shared, cosines, needs_patches
 from fedrsclip_jax.prompts import Prompts
 
+_FEWEST_ROWS = 32  # features are filled up to that or a power of two: each number of rows would be compiled for
+
 
 @dataclass(frozen=True)
 class Model:
@@ -64,7 +66,10 @@ class Model:
 
     def logits(self, features: Float[np.ndarray, "images features"]) -> Float[np.ndarray, "images classes"]:
         """By the method's own definition; where there is a `grid`, features of patches follow those of each image."""
-        return logits_of(self.module, self.client is None, self.backbone, features)
+        count = len(features)
+        rows = max(_FEWEST_ROWS, 1 << max(count - 1, 0).bit_length())
+        filled = features[np.minimum(np.arange(rows), count - 1)] if count else features
+        return logits_of(self.module, self.client is None, self.backbone, filled)[:count]
 
     def exported_logits(self, features: Float[np.ndarray, "images embed"]) -> Float[np.ndarray, "images classes"]:
         """What an export stands for: `logits`; where there is a `grid`, the mean of its prompts' on whole images."""
@@ -72,15 +77,6 @@ class Model:
             return self.logits(features)
         texts = jnp.mean(self.backbone.encode(jnp.asarray(self.contexts)), axis=0)
         return np.asarray(self.backbone.scale * cosines(jnp.asarray(features), texts))
-
-    def class_weights(self) -> Float[np.ndarray, "classes embed"]:
-        """Vectors w with logits = scale x features @ w.T; logits are linear in features, and the identity reads w off.
-
-        They are of unit norm, except where a method averages text features and leaves the mean as it is.
-        """
-        identity = np.eye(self.run.task.clip_config.embed, dtype=np.float32)
-        # safetensors writes memory as it lies, whatever the strides.
-        return np.ascontiguousarray(self.logits(identity).T) / float(self.backbone.scale)
 
 
 def choose(run: FinishedRun, restored: Restored, client: int | None) -> Model:

@@ -3,24 +3,28 @@
 import difflib
 import functools
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from fedrsclip_jax.config import Config
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.export import certificate, huggingface_folder
+from fedrsclip_jax.export.certificate import FILE, certify
 from fedrsclip_jax.export.chosen import Model, choose
+from fedrsclip_jax.export.figures import Scorer, remembered, warning
 from fedrsclip_jax.export.formats import BACKBONE, MODELS
 from fedrsclip_jax.export.output import Output
-from fedrsclip_jax.export.pictures import Pictures, take
+from fedrsclip_jax.export.pictures import Pictures, encode, references, take
 from fedrsclip_jax.files import write_json
 from fedrsclip_jax.finished import FinishedRun, open_run, restore
 from fedrsclip_jax.progress import Progress
 
 FORMATS = (*MODELS, BACKBONE)
+UNVERIFIED = "PyTorch is not installed"
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,9 @@ def export(request: Request, overrides: Sequence[tuple[str, str]], progress: Pro
     output = Output(request.output, request.overwrite)
     # Towers in fp32 whatever the run's type: that is what the other side computes in.
     with jax.default_matmul_precision("highest"):
-        run = open_run(request.workdir, overrides, images=False, dtype="float32")
+        run = open_run(
+            request.workdir, overrides, images=False, dtype="float32", check=lambda c: _check_run(request, c)
+        )
         models = [] if request.format == BACKBONE else _models(request, run, progress)
         with output.staged() as folder:
             certificates = _write(request, run, models, folder, progress)
@@ -95,6 +101,12 @@ def _check(request: Request) -> None:
             ) from error
 
 
+def _check_run(request: Request, config: Config) -> None:
+    """Refuses a method that the format cannot hold, before its images and backbone are opened."""
+    if request.format != BACKBONE:
+        MODELS[request.format].accept(config.method.name)
+
+
 def _models(request: Request, run: FinishedRun, progress: Progress) -> list[Model]:
     restored = restore(run, request.checkpoint)
     clients: list[int | None] = [request.client]
@@ -115,51 +127,66 @@ def _models(request: Request, run: FinishedRun, progress: Progress) -> list[Mode
 def _write(
     request: Request, run: FinishedRun, models: list[Model], folder: Path, progress: Progress
 ) -> list[dict[str, Any]]:
-    pictures = take(run)
+    pictures, clip = take(run), torch_clip(run)
+
+    def certified(model: Model | None, place: Path, **more: Any) -> dict[str, Any]:
+        comparison = compare(request.format, run, model, place, pictures, clip) if has_torch() else None
+        written = certify(run, model, request.format, place, pictures, comparison, UNVERIFIED, **more)
+        write_json(place / FILE, written)
+        return written
+
     if request.format == BACKBONE:
         huggingface_folder.write_backbone(run, folder)
-        comparison = None
-        if _has_torch():
-            theirs = huggingface_folder.run_backbone(run, folder, pictures)
-            comparison = _compare(huggingface_folder.zero_shot(run, pictures), theirs, run, pictures)
-        return [_certify(request, run, None, folder, pictures, comparison)]
-
-    kind, verified, certificates = MODELS[request.format], _has_torch(), []
-
-    @functools.cache
-    def torch_clip() -> Any:
-        from fedrsclip_jax.export.torch_prompts import TorchCLIP
-
-        return TorchCLIP(run.task.folder)
-
+        return [certified(None, folder)]
+    kind, scorer, certificates = MODELS[request.format], Scorer(run), []
+    features = encode(run, references(run.task.clip_config.image_size))[1] if kind.alone else None
     with progress.track(f"exporting {request.format}", len(models), unit="models") as bar:
         for done, model in enumerate(models, 1):
             place = folder / f"client_{model.client:05d}" if request.all_clients else folder
             place.mkdir(exist_ok=True)
-            kind.write(model, place, request.with_backbone)
-            comparison = None
-            if verified:
-                theirs = kind.run(model, place, pictures, torch_clip)
-                comparison = _compare(model.exported_logits(pictures.features), theirs, run, pictures)
-            certificates.append(_certify(request, run, model, place, pictures, comparison))
+            figures = scorer.of(model) if kind.alone else remembered(run, model.round, model.client)
+            kind.write(model, place, figures, request.with_backbone)
+            said = warning(model, figures, "without --client, the federation's model is exported")
+            answers = None if features is None else model.exported_logits(features)
+            certificates.append(certified(model, place, warning=said, references=answers))
             bar.advance_to(done)
     return certificates
 
 
-def _compare(ours, theirs, run: FinishedRun, pictures: Pictures) -> dict[str, Any]:
+def compare(
+    kind: str, run: FinishedRun, model: Model | None, folder: Path, pictures: Pictures, clip: Callable[[], Any]
+) -> dict[str, Any]:
+    """Logits of an exported folder in PyTorch beside ours; see `certificate.compare`.
+
+    Args:
+      model: what was exported; None is the backbone alone.
+      clip: loads the run's CLIP in PyTorch; see `torch_clip`.
+    """
+    if model is None:
+        ours, theirs = (
+            huggingface_folder.zero_shot(run, pictures),
+            huggingface_folder.run_backbone(run, folder, pictures),
+        )
+    else:
+        ours = model.exported_logits(pictures.features)
+        theirs = MODELS[kind].run(model, folder, pictures, clip)
     return certificate.compare(ours, theirs, pictures.names, run.task.source.class_names)
 
 
-def _certify(
-    request: Request, run: FinishedRun, model: Model | None, folder: Path, pictures: Pictures, comparison: Any
-) -> dict[str, Any]:
-    reason = "PyTorch is not installed; install fedrsclip_jax[torch] and export again to have it compared"
-    written = certificate.certify(run, model, request.format, folder, pictures, comparison, reason)
-    write_json(folder / certificate.FILE, written)
-    return written
+def torch_clip(run: FinishedRun) -> Callable[[], Any]:
+    """Loads the run's CLIP in PyTorch when it is first asked for, once."""
+
+    @functools.cache
+    def load() -> Any:
+        from fedrsclip_jax.export.torch_prompts import TorchCLIP
+
+        return TorchCLIP(run.task.folder)
+
+    return load
 
 
-def _has_torch() -> bool:
+def has_torch() -> bool:
+    """Whether an export can be compared here."""
     try:
         import torch  # noqa: F401
     except ImportError:

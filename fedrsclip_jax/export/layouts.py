@@ -25,7 +25,8 @@ from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.export.chosen import Model
 from fedrsclip_jax.export.sequences import sequences
 from fedrsclip_jax.files import write_text
-from fedrsclip_jax.methods.base import needs_patches
+from fedrsclip_jax.methods import find_method
+from fedrsclip_jax.methods.base import Head, head_of, needs_patches
 
 LEARNER = "prompt_learner"
 
@@ -69,19 +70,34 @@ def check_pair(model: Model, kind: str) -> None:
 def check_prompts(model: Model, kind: str) -> None:
     """Refuses models that are more than text prompts."""
     if model.prompts is None:
+        raise _no_prompts(kind, model.run.config.method.name, head_of(model.module))
+
+
+def check_of_prompts(name: str, kind: str) -> None:
+    """Refuses methods that train something else than text prompts, or whose logits do not follow from these."""
+    method = find_method(name)
+    if not needs_patches(method) and (head_of(method).own_classes or not head_of(method).linear):
+        raise _no_prompts(kind, name, head_of(method))
+
+
+def check_of_linear_head(name: str, kind: str) -> None:
+    """Refuses methods whose logits are not weights times one feature of an image, with a bias or without."""
+    method = find_method(name)
+    if needs_patches(method):
         raise InputError(
-            f"--format={kind} holds text prompts, and {model.run.config.method.name} trains something else; "
-            "use --format=classifier"
+            f"--format={kind} reads one feature an image, and {name} reads those of its patches; use --format=fedotp "
+            "or safetensors"
+        )
+    if not head_of(method).linear:
+        raise InputError(
+            f"--format={kind} holds weights of an image's feature, and logits of {name} are not linear in it; use "
+            "`fedrsclip predict`, which needs no export"
         )
 
 
-def check_linear(model: Model, kind: str) -> None:
-    """Refuses models whose logits are not one product of an image's features."""
-    if needs_patches(model.module):
-        raise InputError(
-            f"--format={kind} reads one feature an image, and {model.run.config.method.name} reads those of its "
-            "patches; use --format=fedotp or safetensors"
-        )
+def _no_prompts(kind: str, name: str, head: Head) -> InputError:
+    remedy = "use --format=classifier" if head.linear else "use `fedrsclip predict`, which needs no export"
+    return InputError(f"--format={kind} holds text prompts, and {name} trains something else; {remedy}")
 
 
 def write_coop(model: Model, folder: Path) -> None:

@@ -11,21 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from fedrsclip_jax.clip.preprocess import SETTINGS
 from fedrsclip_jax.export.chosen import Model
 from fedrsclip_jax.export.classifier import write_classifier
-from fedrsclip_jax.export.pictures import Pictures
+from fedrsclip_jax.export.figures import Figures
 from fedrsclip_jax.files import write_json
 
 FILE = "classifier.onnx"
 INPUT, OUTPUT = "pixel_values", "logits"
 
 
-def write_onnx(model: Model, folder: Path) -> None:
+def write_onnx(model: Model, folder: Path, figures: Figures) -> None:
     """Writes `classifier.onnx`: pixel_values [batch, 3, size, size], preprocessed, to logits [batch, classes].
 
-    Class names are in its metadata; `classifier.json` and the preprocessing settings go with it.
+    Class names are in its metadata; `classifier.json`, a model card and the preprocessing settings go with it.
     """
     import onnx
     import torch
@@ -36,11 +37,12 @@ def write_onnx(model: Model, folder: Path) -> None:
     size = model.run.task.clip_config.image_size
     with tempfile.TemporaryDirectory() as name:
         whole = Path(name)
-        write_classifier(model, whole, with_backbone=True)
+        write_classifier(model, whole, figures, with_backbone=True, kind="onnx")
         with quiet():
             classifier = Classifier.from_folder(whole)
         settings = json.loads((whole / "classifier.json").read_text(encoding="utf-8"))
-        shutil.copyfile(whole / SETTINGS, folder / SETTINGS)
+        for name in (SETTINGS, "README.md"):
+            shutil.copyfile(whole / name, folder / name)
     # The image tower is in the graph.
     held = {key: value for key, value in settings.items() if not key.startswith("image_tower")}
     write_json(folder / "classifier.json", held)
@@ -64,12 +66,12 @@ def write_onnx(model: Model, folder: Path) -> None:
     onnx.save(graph, folder / FILE)
 
 
-def run_onnx(folder: Path, pictures: Pictures) -> np.ndarray:
-    """Logits of an exported file in onnxruntime: the first picture alone, the others as one batch."""
+def run_onnx(folder: Path, prepared: Float[np.ndarray, "images size size 3"]) -> np.ndarray:
+    """Logits of an exported file in onnxruntime: of the first picture alone, and of the others as one batch."""
     import onnxruntime
 
     session: Any = onnxruntime.InferenceSession(folder / FILE, providers=["CPUExecutionProvider"])
-    pixels = np.ascontiguousarray(np.moveaxis(pictures.pixels, -1, 1))
+    pixels = np.ascontiguousarray(np.moveaxis(prepared, -1, 1))
     parts = [part for part in (pixels[:1], pixels[1:]) if len(part)]
     return np.concatenate([session.run([OUTPUT], {INPUT: part})[0] for part in parts])
 

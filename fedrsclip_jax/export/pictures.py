@@ -1,4 +1,4 @@
-"""The pictures on which an export is compared."""
+"""The pictures on which an export is compared: the run's own, or some that need no run."""
 
 from dataclasses import dataclass
 
@@ -11,6 +11,7 @@ from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.finished import FinishedRun
 
 COUNT = 16
+_REFERENCES = 4
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,27 @@ def take(run: FinishedRun, count: int = COUNT) -> Pictures:
     if not images:
         images = list(np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8))
         names = [f"random image {i}" for i in range(count)]
+    return Pictures(images, names, origin, *encode(run, images))
+
+
+def encode(
+    run: FinishedRun, images: list[UInt8[np.ndarray, "_h _w 3"]]
+) -> tuple[Float[np.ndarray, "images size size 3"], Float[np.ndarray, "images embed"]]:
+    """Images as the run's image tower sees them, and its features of unit norm."""
     prepare, _ = load_preprocess(run.task.folder)
     pixels = prepare(images)
-    return Pictures(images, names, origin, pixels, np.asarray(jax.jit(run.task.clip.encode_image)(pixels)))
+    return pixels, np.asarray(jax.jit(run.task.clip.encode_image)(pixels))
+
+
+def references(size: int) -> list[UInt8[np.ndarray, "_h _w 3"]]:
+    """A few pictures that follow from a formula, so that a certificate can be checked without the run.
+
+    Args:
+      size: pixels a side that the image tower looks at; the pictures are larger, of several shapes.
+    """
+    pictures = []
+    for number in range(1, _REFERENCES + 1):
+        y, x, channel = np.ogrid[: size + 7 * number, : size + 16 * number, :3]
+        waves = np.sin(y * y / (3.0 * size)) + np.sin(number * x / 5.0 + channel)
+        pictures.append(np.rint(255 * (waves + 2) / 4).astype(np.uint8))
+    return pictures

@@ -4,6 +4,7 @@ The engine never names a method. It splits a module by `Shared` and `Private`; t
 averaged by the server, the second stays with its client. A method with only one of the two is as good.
 """
 
+import dataclasses
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -51,12 +52,28 @@ class Weights(NamedTuple):
     temperature: Float[Array, ""] | float = 0.5
 
 
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """How a method's logits follow from the feature of an image, and of which classes.
+
+    The defaults promise nothing, so that a method that says nothing is never exported as something it is not.
+
+    Attributes:
+      linear: logits(i, c) = s f_i . w_c + b_c for every feature f_i, so that weights and bias say all about a model.
+      bias: b_c may differ from zero.
+      own_classes: the variables are of each class, so that the method cannot be asked of classes it was not trained on.
+    """
+
+    linear: bool = False
+    bias: bool = False
+    own_classes: bool = False
+
+
 @runtime_checkable
 class Method(Protocol):
     """A module made by `METHODS[name](config, backbone, key, context)`, of variables `Shared` and `Private`.
 
-    One whose variables are of each class, so that it cannot be asked of other classes, has an attribute
-    `per_class = True`.
+    A class attribute `head` says what its logits are, such as `head = Head(linear=True)`; see `head_of`.
     """
 
     def loss(
@@ -74,6 +91,15 @@ class Method(Protocol):
     ) -> Float[Array, "batch classes"]:
         """Logits of one client's model, from shared and private variables."""
         ...
+
+
+def head_of(method: Any) -> Head:
+    """What a method, as a class or a module, says of its logits; where it says nothing, `Head()`.
+
+    `per_class = True` is an older way to say that its variables are of each class.
+    """
+    head = getattr(method, "head", Head())
+    return dataclasses.replace(head, own_classes=True) if getattr(method, "per_class", False) else head
 
 
 def needs_patches(method: Any) -> bool:

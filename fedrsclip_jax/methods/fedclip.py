@@ -16,11 +16,13 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from fedrsclip_jax.clip.backbone import Backbone
 from fedrsclip_jax.clip.model import unit
 from fedrsclip_jax.config import MethodConfig
-from fedrsclip_jax.methods.base import PROMPT_STD, Batch, Shared, Weights, accuracy, cosines, cross_entropy
+from fedrsclip_jax.methods.base import PROMPT_STD, Batch, Head, Shared, Weights, accuracy, cosines, cross_entropy
 
 
 class FedCLIP(nnx.Module):
     """One adapter of 2 (D^2 + D) numbers for all clients."""
+
+    head = Head()  # the attention is a softmax of the feature
 
     def __init__(self, config: MethodConfig, backbone: Backbone, key: PRNGKeyArray, start: jax.Array | None = None):
         embed = backbone.zero_shot.shape[1]

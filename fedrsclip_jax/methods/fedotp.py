@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from fedrsclip_jax.clip.backbone import Backbone
 from fedrsclip_jax.config import MethodConfig
-from fedrsclip_jax.methods.base import Batch, Private, Shared, Weights, accuracy, cross_entropy, draw_prompt
+from fedrsclip_jax.methods.base import Batch, Head, Private, Shared, Weights, accuracy, cross_entropy, draw_prompt
 
 
 def transport(
@@ -44,6 +44,7 @@ def transport(
 class FedOTP(nnx.Module):
     """Two prompts, and the patches' features behind those of each image."""
 
+    head = Head()  # the transport depends on the image
     patches = True
 
     def __init__(

@@ -20,6 +20,7 @@ from fedrsclip_jax.config import MethodConfig
 from fedrsclip_jax.methods.base import (
     PROMPT_STD,
     Batch,
+    Head,
     Private,
     Shared,
     Weights,
@@ -32,6 +33,8 @@ from fedrsclip_jax.methods.base import (
 
 class FedPGP(nnx.Module):
     """The federation's model is the shared prompt; a client's has its low-rank change added."""
+
+    head = Head(linear=True)
 
     def __init__(
         self,

@@ -19,6 +19,7 @@ from fedrsclip_jax.clip.model import unit
 from fedrsclip_jax.config import MethodConfig
 from fedrsclip_jax.methods.base import (
     Batch,
+    Head,
     Private,
     Shared,
     Weights,
@@ -33,6 +34,8 @@ from fedrsclip_jax.methods.base import (
 
 class FedRSCLIP(nnx.Module):
     """Dual prompts; `combine`, `pacl` and `cmfac` of the configuration choose among the variants."""
+
+    head = Head(linear=True)
 
     def __init__(
         self,

@@ -11,13 +11,13 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from fedrsclip_jax.clip.backbone import Backbone
 from fedrsclip_jax.config import MethodConfig
-from fedrsclip_jax.methods.base import Batch, Shared, Weights, accuracy, cosines, cross_entropy
+from fedrsclip_jax.methods.base import Batch, Head, Shared, Weights, accuracy, cosines, cross_entropy
 
 
 class LinearProbe(nnx.Module):
     """logits(i, c) = s f_i . w_c + b_c; every client has the federation's model, C x D + C numbers."""
 
-    per_class = True
+    head = Head(linear=True, bias=True, own_classes=True)
 
     def __init__(self, config: MethodConfig, backbone: Backbone, key: PRNGKeyArray, start: jax.Array | None = None):
         classes, embed = backbone.zero_shot.shape

@@ -5,11 +5,13 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from fedrsclip_jax.clip.backbone import Backbone
 from fedrsclip_jax.config import MethodConfig
-from fedrsclip_jax.methods.base import Batch, Private, Weights, accuracy, cosines, cross_entropy, draw_prompt
+from fedrsclip_jax.methods.base import Batch, Head, Private, Weights, accuracy, cosines, cross_entropy, draw_prompt
 
 
 class LocalCoOp(nnx.Module):
     """logits(i, c) = s f_i . t_c(P_k); there is no model of the federation, so its logits are zero-shot CLIP's."""
+
+    head = Head(linear=True)
 
     def __init__(
         self,

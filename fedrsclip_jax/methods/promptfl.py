@@ -5,11 +5,13 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from fedrsclip_jax.clip.backbone import Backbone
 from fedrsclip_jax.config import MethodConfig
-from fedrsclip_jax.methods.base import Batch, Shared, Weights, accuracy, cosines, cross_entropy, draw_prompt
+from fedrsclip_jax.methods.base import Batch, Head, Shared, Weights, accuracy, cosines, cross_entropy, draw_prompt
 
 
 class PromptFL(nnx.Module):
     """logits(i, c) = s f_i . t_c(P_s), trained by cross-entropy; every client has the federation's model."""
+
+    head = Head(linear=True)
 
     def __init__(
         self,

@@ -7,7 +7,6 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from fedrsclip_jax.clip.preprocess import load_preprocess
-from fedrsclip_jax.data.decoding import shrink
 from fedrsclip_jax.task import ENCODE_BATCH, Task, image_encoder
 
 MOST_TOP = 3
@@ -69,7 +68,7 @@ class Classify:
         return guesses
 
     def _block(self, pictures) -> np.ndarray:
-        features = self._encode([shrink(picture) for picture in pictures])
+        features = self._encode(list(pictures))
         filled = features[np.minimum(np.arange(self.batch), len(features) - 1)]
         logits = np.asarray(self._logits(filled), np.float64)[: len(features)]
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from fedrsclip_jax.data.decoding import EXTENSIONS, decode, shrink
+from fedrsclip_jax.clip.preprocess import shrink
+from fedrsclip_jax.data.decoding import EXTENSIONS, decode
 from fedrsclip_jax.data.folder import images_below
 from fedrsclip_jax.errors import CheckError, InputError
 from fedrsclip_jax.export.chosen import choose
+from fedrsclip_jax.export.figures import remembered, warning
 from fedrsclip_jax.files import check_can_be_made, make_folder, replace, write_bytes, write_text
 from fedrsclip_jax.finished import open_run, restore
 from fedrsclip_jax.predict import maps, records
@@ -107,10 +109,9 @@ def predict(request: Request, overrides: Sequence[tuple[str, str]], progress: Pr
     run = open_run(request.workdir, overrides, images=False)
     model = choose(run, restore(run, request.checkpoint), request.client)
     outcome = Outcome()
-    if not model.drawn:
-        outcome.notes.append(
-            f"warning: client {model.client} never took part; its private prompt is its initial draw, untrained"
-        )
+    figures = remembered(run, model.round, model.client)
+    if said := warning(model, figures, "without --client, the federation's model answers"):
+        outcome.notes.append(f"warning: {said}")
     work = _Work(request, cut, plan, Classify(run.task, model.logits, plan.expected, model.grid), outcome)
     with progress.track("predicting", plan.expected, unit="images") as bar:
         if request.output is None:
