@@ -11,7 +11,6 @@ import hashlib
 import importlib.util
 import json
 import math
-import sys
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -307,13 +306,19 @@ def digest(config: Any) -> str:
 
 
 def load_file(spec: str) -> Written:
-    """What `get_config` of a configuration file returns; `spec` is `FILE.py` or `FILE.py:ARGUMENT`."""
+    """What `get_config` of a configuration file returns; `spec` is `FILE.py` or `FILE.py:ARGUMENT`.
+
+    A word such as `aid`, where no such file is at hand, names a configuration of the package.
+    """
     name, _, argument = spec.partition(":")
     path = Path(name)
+    if not path.is_file() and name in shipped():
+        path = shipped()[name]
     if not path.is_file():
         near = [str(p) for p in sorted(path.parent.glob("*.py"))] if path.parent.is_dir() else []
-        hint = difflib.get_close_matches(name, near, 1)
-        remedy = f"did you mean {hint[0]}?" if hint else "give FILE.py, such as configs/quickstart.py"
+        hint = difflib.get_close_matches(name, [*near, *shipped()], 1)
+        hint = [path.stem] if path.stem in shipped() else hint
+        remedy = f"did you mean {hint[0]}?" if hint else f"give FILE.py or one of {', '.join(shipped())}"
         raise InputError(f"--config: no file {name!r}; {remedy}")
     module_spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     if module_spec is None or module_spec.loader is None:
@@ -334,13 +339,20 @@ def load_file(spec: str) -> Written:
     return written
 
 
+def shipped() -> dict[str, Path]:
+    """The configurations of the package by name: inside it where it is installed, beside it in the source tree."""
+    package = Path(__file__).parent
+    inside = package / "configs"
+    return {
+        path.stem: path for path in sorted((inside if inside.is_dir() else package.parent / "configs").glob("*.py"))
+    }
+
+
 def default_file() -> Path:
-    """`configs/quickstart.py` of the source tree, or of the installed package."""
-    places = (Path(__file__).parent.parent, Path(sys.prefix) / "share" / "fedrsclip_jax")
-    for place in places:
-        if (path := place / "configs" / "quickstart.py").is_file():
-            return path
-    raise InputError("no configs/quickstart.py beside the package; give --config=FILE.py")
+    """The quickstart."""
+    if (path := shipped().get("quickstart")) is None:
+        raise InputError("no configs/quickstart.py in the package; give --config=FILE.py")
+    return path
 
 
 def _flatten(written: Written, known: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

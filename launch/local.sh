@@ -23,7 +23,7 @@ if [ ! -x "$venv/bin/python" ]; then
 fi
 
 # Installed once, and again when what is to be installed has changed.
-stamp="$venv/.installed-$(cat "$top/setup.cfg" "$top/pyproject.toml" | cksum | tr -d ' \t')"
+stamp="$venv/.installed-$(cat "$top/setup.cfg" "$top/setup.py" "$top/pyproject.toml" | cksum | tr -d ' \t')"
 if [ ! -f "$stamp" ]; then
   echo "launch/local.sh: installing into $venv (once; a few minutes)" >&2
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "${top}[test]"
