@@ -159,3 +159,13 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             found.add(node.module.split(".")[0])
     return found
+
+
+def test_the_constraints_hold_every_library_of_the_figures():
+    written = configparser.ConfigParser()
+    written.read(REPOSITORY / "setup.cfg")
+    needed = re.findall(r"^[A-Za-z][\w.-]*", written["options"]["install_requires"], re.MULTILINE)
+    lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
+    held = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert {canonical(name) for name in needed} <= {canonical(name) for name in held}
+    assert all(re.fullmatch(r"[\d.]+", version) for version in held.values())
