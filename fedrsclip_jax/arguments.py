@@ -202,6 +202,21 @@ def parser() -> argparse.ArgumentParser:
     )
     data.add_argument("--config", metavar="FILE[:ARG]", help="configuration; default the keys' own defaults")
     data.add_argument("--output", type=Path, metavar="FILE.png", help="picture of clients and classes")
+
+    cache = verb(
+        "cache",
+        verbs.cache,
+        "show what features and compiled programs take on this machine's disk, and trim them",
+        "fedrsclip cache --trim",
+        "fedrsclip cache --trim --days=7 --most=5",
+    )
+    cache.add_argument(
+        "--trim",
+        action="store_true",
+        help="delete what was not used for --days days, and programs that no version reads any more",
+    )
+    cache.add_argument("--days", type=float, metavar="N", help="with --trim; default 30, and 0 deletes everything")
+    cache.add_argument("--most", type=float, metavar="GIB", help="with --trim: of more, the longest unused go as well")
     return whole
 
 

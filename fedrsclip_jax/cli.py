@@ -1,20 +1,25 @@
 """The command line: one verb, and its exit code. Nothing here imports JAX until a verb runs.
 
-Exit codes: 0 all is well, 1 a result that fails its check or a run that diverged, 2 bad input (one line says what and
-how to mend it), 130 and 143 stopped by Ctrl-C and SIGTERM (a run is saved first, and a line says how to go on).
+Exit codes: 0 all is well; 1 a result that fails its check, a run that diverged, or a fault of ours; 2 bad input (one
+line says what and how to mend it); 130 and 143 stopped by Ctrl-C and SIGTERM (a run is saved first, and a line says how
+to go on).
 """
 
 import errno
 import os
 import shlex
+import site
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from fedrsclip_jax import arguments, distributed
 from fedrsclip_jax.errors import DISK_REFUSALS, CheckError, InputError
 from fedrsclip_jax.interrupt import Stopped
 from fedrsclip_jax.verbs import say
 
+# Where Python and its packages lie.
+_INSTALLED = tuple({Path(__file__).resolve().parent, *map(Path, site.getsitepackages())})
 _BY_MANY = ("train", "evaluate")  # verbs that several processes may run as one
 
 
@@ -52,17 +57,45 @@ def main(given: Sequence[str] | None = None) -> int:
     except OSError as error:
         if debug or not (error.filename or error.errno in DISK_REFUSALS):
             raise
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        remedy = "make room" if full else "give one that can be read and written"
-        say(
-            f"{error.filename or 'a file'} cannot be used ({error.strerror}); {remedy}, and run the same command again "
-            "(what was saved is kept)"
-        )
-        return 2
+        message, code = said_of_file(error, words)
+        say(message)
+        return code
     except KeyboardInterrupt as interrupt:
         say("interrupted")
         return interrupt.args[0] if interrupt.args else 130
     return 0
+
+
+def said_of_file(error: OSError, words: Sequence[str]) -> tuple[str, int]:
+    """What to say of a file that the system refuses, and the exit code.
+
+    It is bad input where the words of the command name the file, or a folder above it to read from, and where a disk is
+    full or may not be written. Any other file is ours, made or shipped by this package, and so is the fault.
+    """
+    files = [Path(os.fsdecode(file)).absolute() for file in (error.filename, error.filename2) if file]
+    what = f"{error.filename or 'a file'} cannot be used ({error.strerror})"
+    again = "run the same command again (what was saved is kept)"
+    if any(file.is_relative_to(place) for file in files for place in _INSTALLED):
+        return f"{what}; it belongs to the installation of fedrsclip_jax: install it again", 1
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"{what}; make room, and {again}", 2
+    if error.errno in DISK_REFUSALS or any(_is_named(file, words) for file in files):
+        return f"{what}; give one that can be read and written, and {again}", 2
+    ours = "it is a file of fedrsclip's own, so that this is no fault of yours unless it was moved or changed"
+    return f"{what}; {ours}: {again}, and if that does not help, report what it says with --debug", 1
+
+
+def _is_named(file: Path, words: Sequence[str]) -> bool:
+    """Whether the words of a command name a file, or a folder above it that is not for results."""
+    for before, word in zip(["", *words], words, strict=False):
+        flag, equals, value = word.partition("=")
+        value = value if equals and flag.startswith("-") else word
+        results = (flag if equals else before) in ("--workdir", "--output")
+        for part in value.split(","):
+            path = Path(part.rpartition(":")[2]).expanduser().absolute()
+            if part and (path == file or (path in file.parents and not results)):
+                return True
+    return False
 
 
 if __name__ == "__main__":

@@ -31,9 +31,12 @@ def measure(seconds: dict[str, float], phase: str) -> Iterator[None]:
 
 
 def keep_on_disk() -> None:
-    """Keeps compiled programs between processes: where JAX_COMPILATION_CACHE_DIR says, or beside the feature cache."""
-    from fedrsclip_jax.data.features import default_cache_dir
+    """Keeps compiled programs between processes: where JAX_COMPILATION_CACHE_DIR says, or beside the feature cache.
+
+    There each kind of processor has a folder of its own; see `processor`.
+    """
+    from fedrsclip_jax.processor import programs_dir
 
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):  # JAX has read it already
         return
-    jax.config.update("jax_compilation_cache_dir", str(default_cache_dir() / "xla"))
+    jax.config.update("jax_compilation_cache_dir", str(programs_dir()))

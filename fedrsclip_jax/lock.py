@@ -11,9 +11,10 @@ import json
 import os
 import platform
 import stat
+import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +27,8 @@ except ImportError:  # not a POSIX system
     fcntl = None
 
 FILE = ".lock"
+_POLL = 0.2  # seconds between two looks at a lock that is waited for
+_UNSIGNED = 60.0  # seconds after which nobody is about to write who holds a new lock
 _BOOT, _PIDS = Path("/proc/sys/kernel/random/boot_id"), "/proc/self/ns/pid"
 
 # What `flock` answers where a file system has none.
@@ -84,9 +87,59 @@ def hold(workdir: Path) -> Iterator[Holder | None]:
         raise InputError(
             f"--workdir: {path} cannot be written ({error.strerror}); make {workdir} writable, or name another folder"
         ) from error
+    with _holding(file, path):
+        yield previous
+
+
+@contextmanager
+def turn(path: Path, waiting: Callable[[str], None] | None) -> Iterator[bool]:
+    """Holds the lock file `path` for the body of a `with`, after whoever holds it now.
+
+    For work that need not be done twice. Unlike `hold` it refuses nobody, and trusts `flock` across machines. Without
+    `flock` the file itself is the lock: one process alone can make it. One that a dead process of this machine has left
+    is removed.
+
+    Args:
+      waiting: told once for whom this waits; None does not wait.
+
+    Yields:
+      Whether we have the lock; always, unless `waiting` is None.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    told = False
+    while True:
+        with ExitStack() as stack:
+            file, created = _open(path)
+            stack.callback(os.close, file)
+            locked = flock(file)
+            if _is_at(file, path) if locked else locked is None and created:
+                _write_holder(file, Holder.me())
+                stack.pop_all()
+                break
+            holder, written = _read(file)
+            left = locked is None and _left_behind(file, holder)
+        if left:
+            _set_aside(path, written)
+        elif not locked:  # else its holder has deleted it just now
+            if waiting is None:
+                yield False
+                return
+            if not told:
+                waiting(f"{holder or 'another process'}; if that is dead, delete {path}")
+                told = True
+            time.sleep(_POLL)
+    with _holding(file, path):
+        yield True
+
+
+@contextmanager
+def _holding(file: int, path: Path) -> Iterator[None]:
+    """Lets go of a lock after the body of a `with`."""
     _held.add(file)
     try:
-        yield previous
+        yield
     finally:
         if file in _held:  # not so in a fork, which owns nothing
             with suppress(OSError):
@@ -137,9 +190,21 @@ def _sign(file: int, created: bool, path: Path) -> tuple[bool, Holder | None]:
             raise InputError(f"{in_use}; wait until it ends, name another folder, or delete {path} if it is dead")
         _set_aside(path, written)
         return False, holder
+    _write_holder(file, me)
+    return True, holder
+
+
+def _write_holder(file: int, me: Holder) -> None:
     os.ftruncate(file, 0)
     os.pwrite(file, json.dumps(me._asdict()).encode() + b"\n", 0)
-    return True, holder
+
+
+def _left_behind(file: int, holder: Holder | None) -> bool:
+    """Whether nobody can hold a lock any more that only its file tells of."""
+    if holder is None:  # empty, as older versions left them, or cut off
+        return time.time() - os.fstat(file).st_mtime > _UNSIGNED
+    me = Holder.me()
+    return _same_machine(holder, me) and holder.pids == me.pids and not _alive(holder.pid)
 
 
 def flock(file: int, wait: bool = False) -> bool | None:

@@ -230,3 +230,27 @@ def data(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     if known.output:
         write_bytes(known.output, dataset.picture(found))
         print(f"picture in {known.output}")
+
+
+def cache(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+    if overrides:
+        raise InputError(f"--config.{overrides[0][0]}: caches are those of all configurations; leave it out")
+    for flag, value in (("--days", known.days), ("--most", known.most)):
+        if value is not None and not known.trim:
+            raise InputError(f"{flag}={value:g} says what to delete; add --trim")
+        if value is not None and not 0 <= value < float("inf"):
+            raise InputError(f"{flag}={value:g} is out of range; give 0 or more")
+
+    from rich.console import Console
+
+    from fedrsclip_jax import caches
+    from fedrsclip_jax.data.features import default_cache_dir
+
+    folder = default_cache_dir()
+    gone = []
+    if known.trim:
+        days = caches.DAYS if known.days is None else known.days
+        gone = caches.trim(folder, days, None if known.most is None else known.most * 2**30)
+    caches.show(caches.entries(folder), folder, Console())
+    if known.trim:
+        print(f"deleted {len(gone)} entries of {caches.said_size(sum(entry.bytes for entry in gone))}")

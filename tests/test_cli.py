@@ -1,5 +1,6 @@
 """The command line's surface: help that is there at once, verbs, flags and how keys are written."""
 
+import errno
 import io
 import math
 import os
@@ -8,7 +9,9 @@ import shlex
 import subprocess
 import sys
 from contextlib import redirect_stdout
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fedrsclip_jax import cli
@@ -178,3 +181,33 @@ def test_a_reader_that_leaves_early_is_no_error():
     os.close(writing)
     assert done.stderr == ""
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("number", "file", "code", "said"),
+    [
+        (errno.ENOENT, "photos/river/1.png", 2, "give one that can be read"),
+        (errno.ENOENT, "more/lake/1.png", 2, "give one that can be read"),
+        (errno.EISDIR, "out.png", 2, "give one that can be read"),
+        (errno.EACCES, "runs/a/summary.json", 2, "give one that can be read"),
+        (errno.ENOSPC, "runs/a/summary.json", 2, "make room"),
+        (errno.ENOENT, "runs/a/summary.json", 1, "no fault of yours unless it was moved"),
+        (errno.EISDIR, "runs/a/comparison.json", 1, "no fault of yours unless it was moved"),
+        (errno.ENOENT, "elsewhere/features.npy", 1, "no fault of yours unless it was moved"),
+        (errno.EACCES, str(Path(cli.__file__).parent / "assets" / "tiny_clip" / "vocab.json"), 1, "install it again"),
+        (errno.ENOENT, np.__file__, 1, "install it again"),
+    ],
+)
+def test_a_file_of_ours_is_no_bad_input(monkeypatch, tmp_path, number, file, code, said):
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "--config.data.source=folder:photos,folder:more", "--output=out.png", "--workdir", "runs/a"]
+    message, found = cli.said_of_file(OSError(number, os.strerror(number), str(Path(file).absolute())), words)
+    assert (found, said in message) == (code, True), message
+    assert os.strerror(number) in message
+    assert "\n" not in message
+
+
+def test_the_other_file_of_a_renaming_counts(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    error = OSError(errno.EISDIR, "Is a directory", str(tmp_path / ".partial.x"), None, str(tmp_path / "out.png"))
+    assert cli.said_of_file(error, ["data", "--output=out.png"])[1] == 2

@@ -1,5 +1,6 @@
 """The feature cache: computed once, resumed, published whole, and the same whoever asks."""
 
+import errno
 import json
 import logging
 import multiprocessing
@@ -245,7 +246,18 @@ def test_refused(tmp_path):
     assert not [p for p in entries(tmp_path) if p.suffix != ".partial"]
 
 
-def test_two_at_once_encode_once(tmp_path):
+@pytest.fixture(params=["flock", "no flock"])
+def system(request, monkeypatch) -> None:
+    """With the system's locks, and as on a file system that has none."""
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "no locks here")
+
+    if request.param == "no flock":
+        monkeypatch.setattr("fcntl.flock", refuse)
+
+
+def test_two_at_once_encode_once(tmp_path, system):
     """Two threads hold two locks of two open files, as two processes would."""
     encoder, made = Encoder(), []
     threads = [threading.Thread(target=lambda: made.append(run(tmp_path, encoder))) for _ in range(4)]
@@ -256,6 +268,7 @@ def test_two_at_once_encode_once(tmp_path):
     assert sum(encoder.batches) == 23
     assert len(made) == 4
     assert all(np.array_equal(m.plain, made[0].plain) for m in made)
+    assert not [*tmp_path.glob("*.lock")]
 
 
 def _encode_and_die(cache: Path) -> None:
@@ -268,7 +281,7 @@ def _encode_and_die(cache: Path) -> None:
     run(cache, Dies())
 
 
-def test_the_work_of_a_dead_process_is_taken_over(tmp_path):
+def test_the_work_of_a_dead_process_is_taken_over(tmp_path, system):
     process = multiprocessing.get_context("spawn").Process(target=_encode_and_die, args=(tmp_path,))
     process.start()
     process.join()
@@ -277,6 +290,14 @@ def test_the_work_of_a_dead_process_is_taken_over(tmp_path):
     made = run(tmp_path, encoder)
     assert sum(encoder.batches) == 23 - 16  # it had recorded four batches of its five
     assert np.array_equal(made.plain, Encoder()(list(PICTURES)))
+
+
+def test_what_is_used_says_when(tmp_path):
+    run(tmp_path)
+    (key,) = tmp_path.glob("*/key.json")
+    os.utime(key, (1e9, 1e9))
+    run(tmp_path)
+    assert key.stat().st_mtime > 1.5e9
 
 
 def test_default_cache_dir(monkeypatch):

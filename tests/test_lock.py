@@ -7,12 +7,13 @@ import platform
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from fedrsclip_jax.lock import FILE, hold
+from fedrsclip_jax.lock import FILE, Holder, hold, turn
 
 # A file system without `flock`, which is the system's and not ours to have.
 WITHOUT_FLOCK = """
@@ -269,3 +270,49 @@ def test_no_two_are_ever_inside(tmp_path, system):
             fighter.stdin.flush()
         assert [fighter.wait(timeout=120) for fighter in fighters] == [0] * 5
     assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_turn_is_waited_for_and_says_for_whom(tmp_path, system):
+    path, told, order = tmp_path / "entry.lock", [], []
+
+    def second():
+        with turn(path, told.append):
+            order.append("second")
+
+    with turn(path, told.append) as ours:
+        assert ours
+        with turn(path, None) as theirs:
+            assert not theirs, "who does not wait is told so"
+        thread = threading.Thread(target=second)
+        thread.start()
+        while not told:
+            time.sleep(0.01)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+    (said,) = told
+    assert said.startswith(f"process {os.getpid()} on ")
+    assert said.endswith(f"delete {path}")
+    assert not path.exists()
+
+
+def test_a_turn_is_not_waited_for_in_vain(tmp_path, system):
+    """Behind a dead process, or the empty file that an older version has left."""
+    path, told = tmp_path / "entry.lock", []
+    path.write_text(json.dumps(Holder.me()._replace(pid=dead_pid())._asdict()))
+    with turn(path, told.append) as ours:
+        assert ours
+    path.touch()
+    os.utime(path, (1e9, 1e9))
+    with turn(path, told.append) as ours:
+        assert ours
+    assert told == []
+
+
+def test_without_flock_a_turn_of_another_machine_is_left_alone(tmp_path, without_flock):
+    path = tmp_path / "entry.lock"
+    path.write_text(json.dumps(Holder.me()._replace(host="elsewhere", boot="another")._asdict()))
+    before = path.read_bytes()
+    with turn(path, None) as ours:
+        assert not ours
+    assert path.read_bytes() == before

@@ -3,8 +3,7 @@
 One cache entry is one view of one source under one encoder: a folder named by the sha256 of all that decides
 its content, with `features.npy`, `readable.npy` and `key.json`. It is written to `<name>.partial/`, with a
 record of how far it got, so that an interrupted encoding goes on where it stopped; it is published by a
-rename, so that nobody ever sees half of it. Only the holder of `<name>.lock` writes, and the system drops
-that lock when its process dies.
+rename, so that nobody ever sees half of it. Only the holder of `<name>.lock` writes; see `lock.turn`.
 """
 
 import contextlib
@@ -17,7 +16,7 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from fedrsclip_jax.data.decoding import SKIP_HINT
 from fedrsclip_jax.data.sources import ImageSource, fingerprint_of_images
 from fedrsclip_jax.errors import DISK_REFUSALS, InputError
 from fedrsclip_jax.files import replace
-from fedrsclip_jax.lock import flock  # where there is none, two processes must not encode the same at once
+from fedrsclip_jax.lock import turn
 
 _FORMAT = 3  # part of every key: raise it whenever cached features would no longer be the same
 _FLUSH_EVERY = 4  # batches between two records of progress: what a killed process loses
@@ -280,15 +279,15 @@ def _entry(cache_dir: Path, identity: dict[str, Any], job: _Job) -> tuple[np.nda
     folder = cache_dir / name
     found = _open(folder, identity, len(job.source))
     if found is None:
-        try:
-            cache_dir.mkdir(parents=True, exist_ok=True)
-            lock = open(cache_dir / f"{name}.lock", "a")  # noqa: SIM115
-        except OSError as error:
-            raise InputError(
-                f"cannot write the feature cache {cache_dir} ({error.strerror}); set FEDRSCLIP_CACHE to a "
-                "folder that can be written"
-            ) from error
-        with lock, _locked(lock, folder):
+        with contextlib.ExitStack() as stack:
+            try:
+                cache_dir.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(turn(lock_of(folder), lambda holder: _say_who(holder, folder)))
+            except OSError as error:
+                raise InputError(
+                    f"cannot write the feature cache {cache_dir} ({error.strerror}); set FEDRSCLIP_CACHE to a "
+                    "folder that can be written"
+                ) from error
             found = _open(folder, identity, len(job.source))  # another process may have been faster
             if found is None:
                 if folder.exists():
@@ -306,6 +305,8 @@ def _entry(cache_dir: Path, identity: dict[str, Any], job: _Job) -> tuple[np.nda
                 found = _open(folder, identity, len(job.source))
                 if found is None:
                     raise RuntimeError(f"feature cache entry {folder} is damaged right after it was written")
+    with contextlib.suppress(OSError):
+        os.utime(folder / "key.json")  # when it was used last: see `caches`
     features, readable = found
     if not readable.all() and not job.skip_unreadable:
         i = int(np.argmin(readable))
@@ -424,10 +425,10 @@ def _checksum(features: np.ndarray, readable: np.ndarray) -> int:
     return total
 
 
-@contextlib.contextmanager
-def _locked(lock: Any, folder: Path) -> Iterator[None]:
-    """Holds an entry's lock; waits, and says so, while another process encodes the same."""
-    if flock(lock.fileno()) is False:
-        _log.warning("waiting for another process, which is encoding the same images to %s", folder)
-        flock(lock.fileno(), wait=True)
-    yield  # the lock goes when the file is closed
+def lock_of(folder: Path) -> Path:
+    """The lock of an entry, held by who writes it."""
+    return folder.with_name(f"{folder.name}.lock")
+
+
+def _say_who(holder: str, folder: Path) -> None:
+    _log.warning("waiting for another process, which is encoding the same images to %s: %s", folder, holder)
