@@ -17,13 +17,13 @@ from ml_collections import ConfigDict
 
 from fedrsclip_jax.config import load_file
 
-RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+RATES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # no winner stands at an end
 # label, method, the client's step size, passes of fine-tuning; the rates are what `:rates` found best
 ROWS = (
     ("PromptFL", "promptfl", 0.003, 0),
     ("PromptFL, fine-tuned", "promptfl", 0.003, 2),
     ("local CoOp", "local_coop", 0.01, 0),
-    ("FedPGP", "fedpgp", 3.0, 0),
+    ("FedPGP", "fedpgp", 0.003, 0),
     ("FedOTP", "fedotp", 0.01, 0),
     ("FedCLIP", "fedclip", 1.0, 0),
     ("linear probe", "linear_probe", 0.03, 0),

@@ -98,11 +98,20 @@ def parser() -> argparse.ArgumentParser:
     evaluate = verb(
         "evaluate",
         verbs.evaluate,
-        "score the last checkpoint of a run again",
+        "score a checkpoint of a run again",
         "fedrsclip evaluate --workdir=runs/aid",
+        "fedrsclip evaluate --workdir=runs/chosen --checkpoint=best --split=test",
         "fedrsclip evaluate --workdir=runs/aid --config.data.source=folder:moved/aid",
     )
     evaluate.add_argument("--workdir", type=Path, required=True, help="folder of a run")
+    evaluate.add_argument("--checkpoint", metavar="N|best", default="last", help="as of export")
+    evaluate.add_argument(
+        "--split",
+        default="",
+        metavar="test|validation",
+        help="images to score; default those of the run. A run with eval.split=validation has seen no test image: "
+        "--checkpoint=best --split=test scores the round that validation chose",
+    )
 
     export = verb(
         "export",

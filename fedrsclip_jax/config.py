@@ -23,6 +23,9 @@ T = TypeVar("T")
 MAX_SEED = 2**31 - 1
 MAX_CLIENTS = 2**31 - 1
 GIVEN = "given"  # partition.kind of clients that no seed draws
+FOLLOWS = -1  # as `data.split_seed`: the run's own seed
+SCORED = ("test", "validation")  # images that a run is scored on
+OLDER = {"data.split_seed": FOLLOWS}  # what runs did before there was such a key, where it is not the key's default
 
 
 @typing.runtime_checkable
@@ -40,9 +43,14 @@ def key(
     low: float = -math.inf,
     above: float = -math.inf,
     high: float = math.inf,
+    by: tuple[str, Mapping[Any, Any]] | None = None,
 ):
-    """One key: its default, its meaning with the unit, and what is allowed; `low` and `high` are, `above` is not."""
-    allowed = {"among": tuple(among), "low": low, "above": above, "high": high}
+    """One key: its default, its meaning with the unit, and what is allowed; `low` and `high` are, `above` is not.
+
+    Args:
+      by: another key, and the defaults that its values bring in place of this one.
+    """
+    allowed = {"among": tuple(among), "low": low, "above": above, "high": high, "by": by}
     return dataclasses.field(default=default, metadata={"meaning": meaning, **allowed})
 
 
@@ -73,6 +81,13 @@ class DataConfig:
     half: str = key("all", "images used: `all`, or one of two disjoint halves", among=("all", "pretrain", "federate"))
     half_seed: int = key(0, "seed of the halves; pretraining and federation must agree", low=0, high=MAX_SEED)
     test_fraction: float = key(0.2, "share of each class kept for testing", low=0.0, high=1.0)
+    split_seed: int = key(
+        0,
+        "seed of the split into training, validation and test images; the same for all runs, so that no run chooses "
+        "settings on an image that another is tested on; -1 follows the run's seed",
+        low=FOLLOWS,
+        high=MAX_SEED,
+    )
     views: int = key(1, "augmented views cached per image for training; 1 trains on the plain image", low=1)
     image_size: int = key(64, "pixels; of drawn scenes and in pretraining (a backbone brings its own)", low=16)
     skip_unreadable: bool = key(False, "leave out and count images that cannot be read, instead of stopping")
@@ -146,7 +161,10 @@ class ServerConfig:
     clip_norm: float = key(0.0, "longest average change (L2), of any aggregator; 0 is no limit", low=0.0)
     optimizer: str = key("sgd", "applied to the average; sgd at 1 is FedAvg", among=("sgd", "momentum", "adam", "yogi"))
     learning_rate: float = key(
-        1.0, "step size of the server; adam and yogi want about 0.01, the size of a change of prompts", low=0.0
+        1.0,
+        "step size of the server; the default is 0.01 with adam and yogi, whose steps are as long as that",
+        low=0.0,
+        by=("server.optimizer", {"adam": 0.01, "yogi": 0.01}),
     )
 
 
@@ -174,7 +192,7 @@ class EvalConfig:
     split: str = key(
         "test",
         "images that are scored: `test`, or `validation`, a part of the training images, to choose settings on",
-        among=("test", "validation"),
+        among=SCORED,
     )
     base_to_new: bool = key(
         False, "train on the first half of the classes, and at the end score prompts with the names of the others, too"
@@ -212,7 +230,7 @@ class SpmdConfig:
 class Config:
     """One federated run, or a comparison of methods over seeds."""
 
-    seed: int = key(0, "seed of split, partition, cohorts, initial prompts and batches", low=0, high=MAX_SEED)
+    seed: int = key(0, "seed of partition, cohorts, initial prompts and batches", low=0, high=MAX_SEED)
     seeds: int = key(1, "runs, with seed, seed + 1, ...; each has its own partition", low=1)
     baselines: tuple = key((), "methods trained beside method.name on the same partitions, for the closing table")
     backbone: str = key("tiny", "`tiny` (embedded), a Hugging Face name, or a CLIP folder")
@@ -224,7 +242,12 @@ class Config:
     rounds: int = key(50, "rounds of the federation", low=1)
     cohort: int = key(0, "clients drawn a round; 0 is everyone", low=0)
     dropout: float = key(0.0, "share of a cohort that fails to answer", low=0.0, high=0.99)
-    dtype: str = key("float32", "type of the towers; prompts and losses stay float32", among=("float32", "bfloat16"))
+    dtype: str = key(
+        "float32",
+        "arithmetic of the towers: `float32` (accelerators, too, compute products in full), `tensorfloat32` (float32 "
+        "of which accelerators round the factors of products) or `bfloat16`; prompts and losses stay float32",
+        among=("float32", "tensorfloat32", "bfloat16"),
+    )
     data: DataConfig = group(DataConfig)
     partition: PartitionConfig = group(PartitionConfig)
     method: MethodConfig = group(MethodConfig)
@@ -293,7 +316,16 @@ def resolve(cls: type[T], written: Written, overrides: Sequence[tuple[str, str]]
     for name, text in overrides:
         kind, f = _look_up(name, known)
         values[name] = _typed(name, _parse(name, text, kind), kind, f)
+    for name, (_, f) in known.items():
+        if f.metadata["by"] and name not in values:
+            other, defaults = f.metadata["by"]
+            values[name] = defaults.get(values.get(other), f.default)
     return _build(cls, values)
+
+
+def split_seed(config: Config) -> int:
+    """The seed of the split into training, validation and test images."""
+    return config.seed if config.data.split_seed == FOLLOWS else config.data.split_seed
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from fedrsclip_jax.clip.backbone import Backbone
+from fedrsclip_jax.clip.precision import in_full
 from fedrsclip_jax.data.clients import Clients
 from fedrsclip_jax.federated.client import Dataset, Members
 from fedrsclip_jax.federated.finetune import FineTuning, fine_tune
@@ -54,7 +55,11 @@ class Models(NamedTuple):
 
 
 def score_pooled(answers: Answers, labels: Int[np.ndarray, " images"], classes: int) -> dict[str, Any]:
-    """Accuracy, macro-F1, accuracy per class and expected calibration error of one model on one set of images."""
+    """Accuracy, macro-F1, accuracy per class and expected calibration error of one model on one set of images.
+
+    Macro-F1 is the mean over the classes that have images in the set, `macro_f1_classes` of them; a guess of any other
+    class counts as a miss of its own.
+    """
     right = answers.guess == labels
     hits = np.bincount(labels[right], minlength=classes)
     truth, guessed = np.bincount(labels, minlength=classes), np.bincount(answers.guess, minlength=classes)
@@ -63,6 +68,7 @@ def score_pooled(answers: Answers, labels: Int[np.ndarray, " images"], classes: 
     return {
         "accuracy": float(np.mean(right)),
         "macro_f1": float(np.mean(f1[present])),
+        "macro_f1_classes": int(present.sum()),
         "ece": calibration_error(answers.confidence, right),
         "per_class": [float(h / t) if t else None for h, t in zip(hits, truth, strict=True)],
     }
@@ -314,7 +320,8 @@ def _right_by_client(
 
 @partial(jax.jit, static_argnums=0)
 def _global_logits(graph, shared, private, rows, data: Dataset, backbone: Backbone) -> Float[Array, "images classes"]:
-    return nnx.merge(graph, shared, private).global_logits(data.features[0][rows], backbone)
+    with in_full():
+        return nnx.merge(graph, shared, private).global_logits(data.features[0][rows], backbone)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -340,8 +347,9 @@ def _right_on_pooled(graph, mesh, lanes, models: Models, members: Members, poole
 
 def _right(module, rows, data: Dataset, backbone: Backbone) -> Bool[Array, " rows"]:
     def right(rows):
-        guess = jnp.argmax(module.personal_logits(data.features[0][rows], backbone), axis=1)
-        return guess == data.labels[rows]
+        with in_full():
+            logits = module.personal_logits(data.features[0][rows], backbone)
+        return jnp.argmax(logits, axis=1) == data.labels[rows]
 
     most = max(_NUMBERS // data.features.shape[-1], 1)
     if len(rows) <= most:

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Bool, Int32, PyTree, UInt8
 
 from fedrsclip_jax import config as configuration
-from fedrsclip_jax.checkpoint import BEST, FOLDER, Checkpoints
+from fedrsclip_jax.checkpoint import BEST, FOLDER, Checkpoints, Saved
 from fedrsclip_jax.clip.backbone import Backbone
 from fedrsclip_jax.config import GIVEN, Config
 from fedrsclip_jax.data.clients import Clients, PartitionedClients
@@ -99,7 +99,7 @@ def open_run(
     written = workdir / "config.json"
     if not written.is_file():
         raise InputError(f"--workdir: {workdir} holds no config.json; give the folder of a run of `fedrsclip train`")
-    said = read_json(written)
+    said = _with_older(read_json(written))
     if "sweep" in said:
         runs = sorted(path.parent for path in workdir.glob("runs/*/summary.json"))
         remedy = f"give one of its runs, such as --workdir={runs[0]}" if runs else "none of its runs has finished yet"
@@ -115,6 +115,18 @@ def open_run(
         raise InputError(f"backbone: {config.backbone} has other weights than the run had; give the same backbone")
     start = kept(workdir, summary.get("initial_prompts_sha256")) if config.init_from else Prompts()
     return FinishedRun(workdir, config, summary, task, start)
+
+
+def read_checkpoint(workdir: Path, checkpoint: str = "last") -> Saved:
+    """One of a run's checkpoints: `last`, `best` or a round; `InputError` where there is no such."""
+    best = checkpoint == "best"
+    with Checkpoints(workdir, folder=BEST if best else FOLDER) as checkpoints:
+        if best and not checkpoints.rounds():
+            raise InputError(
+                "--checkpoint=best: this run marked none, as only runs with eval.split = validation do, which choose "
+                "without a look at the test images; leave --checkpoint out for the last, or give a round"
+            )
+        return checkpoints.restore("last" if best else checkpoint)
 
 
 def restore(run: FinishedRun, checkpoint: str = "last") -> Restored:
@@ -135,14 +147,7 @@ def restore(run: FinishedRun, checkpoint: str = "last") -> Restored:
         run.task.context_start(config.method),
         run.summary["num_clients"],
     )
-    best = checkpoint == "best"
-    with Checkpoints(run.workdir, folder=BEST if best else FOLDER) as checkpoints:
-        if best and not checkpoints.rounds():
-            raise InputError(
-                "--checkpoint=best: this run marked none, as only runs with eval.split = validation do, which choose "
-                "without a look at the test images; leave --checkpoint out for the last, or give a round"
-            )
-        saved = checkpoints.restore("last" if best else checkpoint)
+    saved = read_checkpoint(run.workdir, checkpoint)
     population.restore(saved.population)
     population.forget_untrained()
     shared = jax.tree.unflatten(jax.tree.structure(shared), map(jnp.asarray, saved.shared))
@@ -169,6 +174,15 @@ def clients_of(run: FinishedRun, readable: Bool[np.ndarray, " images"]) -> Clien
             f"{kept} differs from what config.json and {config.data.source} give; the images have changed since the run"
         )
     return clients
+
+
+def _with_older(written: dict[str, Any]) -> dict[str, Any]:
+    """What a run's configuration says, and of keys that are younger than the run what it did without them."""
+    filled = {**written}
+    for key, value in configuration.OLDER.items():
+        group, _, name = key.rpartition(".")
+        filled[group] = {name: value, **filled.get(group, {})}
+    return filled
 
 
 class NoImages:

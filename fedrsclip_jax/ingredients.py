@@ -35,7 +35,7 @@ READ_BY = {
         "data.tfds_dir",
         "data.scenes.",
     ),
-    "make_clients": ("partition.", "data.test_fraction", "eval.split"),
+    "make_clients": ("partition.", "data.test_fraction", "data.split_seed", "eval.split"),
     "make_method": ("method.",),
     "Federation": (
         "seed",
@@ -51,6 +51,7 @@ READ_BY = {
         "spmd.",
     ),
 }
+_OF_SPLIT = ("test_fraction", "split_seed")
 # In front of keys where a reader takes those of one group alone.
 _GROUPS = {"load_images": "data__", "make_clients": "partition__", "make_method": "method__"}
 # Keys of a planned run, of which one in memory has no use.
@@ -166,13 +167,13 @@ def make_clients(
     Args:
       images: of `load_images`; all have to be readable.
       kind: `iid`, `dirichlet` (the default), `classes` or `domain`.
-      seed: of the split and the partition.
+      seed: of the partition.
       split: images that are scored: `test`, or `validation`, a part of the training images, to choose settings on.
       train, test: a split of one's own instead of a drawn one: positions in `images`, paths, or a mask; of one alone,
         the other is all the rest.
       owner: owners of one's own instead of drawn ones: a name or number an image, in the order of `images`, or a dict
         by position or path. Clients are numbered in the order of the names; None is nobody.
-      keys: of the group `partition`, such as `clients=10, alpha=0.1`, and `test_fraction`.
+      keys: of the group `partition`, such as `clients=10, alpha=0.1`, and `test_fraction` and `split_seed`.
 
     Raises:
       InputError: settings that the images do not allow, or that say nothing of such clients.
@@ -180,16 +181,16 @@ def make_clients(
     check_images(images)
     if kind == "virtual":
         raise InputError("kind = 'virtual': such clients follow from a whole configuration; use Federation.of(config)")
-    settings = {"data__test_fraction" if key == "test_fraction" else f"partition__{key}": v for key, v in keys.items()}
+    settings = {f"{'data' if key in _OF_SPLIT else 'partition'}__{key}": value for key, value in keys.items()}
     config = read_by("make_clients", settings, seed=seed, partition__kind=kind or "dirichlet", eval__split=split)
     _only_for(keys, "partition__", _OF_CLIENTS, {config.partition.kind}, f"clients of kind = {config.partition.kind!r}")
     sides = None
     if train is not None or test is not None:
-        for key in [key for key in keys if key == "test_fraction"] + ["split"] * (split != "test"):
+        for key in [key for key in keys if key in _OF_SPLIT] + ["split"] * (split != "test"):
             raise InputError(f"{key}: the split is given by train and test; leave it out")
         sides = given.split(images, train, test)
     if owner is not None:
-        drawn = [key for key in keys if key != "test_fraction"] + ["kind"] * (kind is not None)
+        drawn = [key for key in keys if key not in _OF_SPLIT] + ["kind"] * (kind is not None)
         if drawn:
             raise InputError(f"{drawn[0]}: the owners are given; leave it out")
         partition = given.owned(images, owner, *(sides or drawn_split(config, images)))

@@ -23,6 +23,7 @@ from PIL import Image
 
 from fedrsclip_jax.clip import huggingface, preprocess, tokenizer
 from fedrsclip_jax.clip.model import CLIP, CLIPConfig
+from fedrsclip_jax.clip.precision import FULL
 from fedrsclip_jax.clip.transformer import TowerConfig
 from fedrsclip_jax.config import PretrainConfig, digest, to_dict
 from fedrsclip_jax.data import looks, scenes
@@ -136,7 +137,7 @@ def contrastive_loss(
     `captions` numbers the distinct captions of the batch; rows of equal number share their target evenly.
     """
     image, text = clip.encode_image(images), clip.encode_text(tokens)
-    logits = jnp.exp(clip.logit_scale[...]) * image @ text.T
+    logits = jnp.matmul(jnp.exp(clip.logit_scale[...]) * image, text.T, precision=FULL)
     same = (captions[:, None] == captions[None]).astype(jnp.float32)
     target = same / same.sum(axis=1, keepdims=True)
     by_image = optax.softmax_cross_entropy(logits, target)
@@ -328,7 +329,8 @@ def _zero_shot(
     for start in range(0, len(rows), 256):
         chosen = rows[start : start + 256]
         images = np.stack([_squared(pictures.pixels[i], size) for i in chosen])
-        guess = jnp.argmax(encode(weights, preprocess.normalise(images)) @ text.T, axis=1)
+        features = encode(weights, preprocess.normalise(images))
+        guess = jnp.argmax(jnp.matmul(features, text.T, precision=FULL), axis=1)
         right += int(np.sum(np.asarray(guess) == pictures.labels[chosen]))
     return right / len(rows)
 

@@ -1,5 +1,6 @@
-"""A finished run scored again from its last checkpoint."""
+"""A finished run scored again from one of its checkpoints."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,44 +8,69 @@ from typing import Any
 import numpy as np
 
 from fedrsclip_jax import comparison, distributed
-from fedrsclip_jax.checkpoint import Checkpoints
+from fedrsclip_jax.config import GIVEN, SCORED
+from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.evaluate import score_zero_shot
 from fedrsclip_jax.federation import Federation
-from fedrsclip_jax.finished import clients_of, open_run
+from fedrsclip_jax.finished import clients_of, open_run, read_checkpoint
 from fedrsclip_jax.generalisation import score_beyond
 from fedrsclip_jax.progress import Progress
-from fedrsclip_jax.task import encode_images
+from fedrsclip_jax.task import divide, encode_images
+from fedrsclip_jax.task import split as divided
 
 
-def rescore(workdir: Path, overrides: Sequence[tuple[str, str]], progress: Progress) -> dict[str, Any]:
+def rescore(
+    workdir: Path,
+    overrides: Sequence[tuple[str, str]],
+    progress: Progress,
+    *,
+    checkpoint: str = "last",
+    split: str = "",
+) -> dict[str, Any]:
     """The comparison table of one run, recomputed.
 
     Args:
       workdir: folder of a finished run.
       overrides: keys that say where things lie now; see `finished.MOVABLE`.
+      checkpoint: `last`, `best` or a round.
+      split: images to score, by default those of the run. `test` images of a run that chose on validation images are
+        ones that it neither trained nor chose on.
 
     Raises:
-      InputError: the folder holds no finished run, or data or backbone are not the ones of the run.
+      InputError: the folder holds no finished run, data or backbone are not the ones of the run, it has no such
+        checkpoint, or has trained on the images that are to be scored.
     """
+    if split not in ("", *SCORED):
+        raise InputError(f"--split={split} is not known; give {' or '.join(SCORED)}")
     with distributed.together():
         run = open_run(workdir, overrides)
-    config, task = run.config, run.task
+        config, task = run.config, run.task
+        if split == "validation" and config.eval.split == "test":
+            raise InputError(
+                f"--split=validation: the run in {workdir} has trained on its validation images, as runs with "
+                "eval.split = test do; leave --split out"
+            )
+        if split and split != config.eval.split and config.partition.kind == GIVEN:
+            raise InputError(f"--split={split}: owners were given for {config.eval.split} images; leave --split out")
+        saved = read_checkpoint(workdir, checkpoint)
     features = encode_images(config, task, progress)
+    scored = dataclasses.replace(config, eval=dataclasses.replace(config.eval, split=split or config.eval.split))
     with distributed.together():
         clients = clients_of(run, features.readable)
-    federation = Federation(config, task, features, clients, run.initial_prompts)
-    with Checkpoints(workdir) as checkpoints, distributed.together():
-        saved = checkpoints.restore()
+        if scored != config:
+            _, tests = divided(scored, task.source, features.readable)
+            clients = divide(config, task, features.readable, tests)
+    federation = Federation(scored, task, features, clients, run.initial_prompts)
     federation.restore(saved.server(federation.server), saved.population)
     if "scored" not in run.summary and (ids := run.summary["personalised"].get("clients")):
         federation.scored = np.asarray(ids)  # older versions scored other virtual clients
     own = federation.score(complete=False)
     scores = {
         "seed": config.seed,
-        "split": config.eval.split,
+        "split": scored.eval.split,
         "uplink_params_per_client_round": federation.traffic.params,
         "zero_shot": score_zero_shot(features.plain, task.labels, clients, federation.scored, federation.backbone),
         **own,
         **score_beyond(federation, task, features, own),
     }
-    return comparison.tabulate({config.method.name: [scores]}, config.method.name)
+    return {"round": saved.round, **comparison.tabulate({config.method.name: [scores]}, config.method.name)}

@@ -20,7 +20,8 @@ from fedrsclip_jax import compilation, distributed
 from fedrsclip_jax.clip import huggingface, preprocess, tokenizer
 from fedrsclip_jax.clip.backbone import Backbone
 from fedrsclip_jax.clip.model import CLIP, CLIPConfig
-from fedrsclip_jax.config import GIVEN, Config, DataConfig, MethodConfig
+from fedrsclip_jax.clip.precision import same_everywhere
+from fedrsclip_jax.config import GIVEN, Config, DataConfig, MethodConfig, split_seed
 from fedrsclip_jax.data import features, scenes, sources
 from fedrsclip_jax.data.clients import Clients, PartitionedClients
 from fedrsclip_jax.data.halves import ClassRange, base_and_new
@@ -148,7 +149,7 @@ class Pretrained:
 
     Attributes:
       name: `tiny`, a Hugging Face name, or a folder.
-      dtype: of the towers.
+      dtype: arithmetic of the towers, as the key `dtype`.
       folder, clip, clip_config, words, digest: as of `Task`.
     """
 
@@ -272,25 +273,35 @@ def time_encoding(config: Config, task: Task, seconds: float) -> dict[str, float
     return {"compile": spent["compile"], "image": spent["then"] / done}
 
 
-def divide(config: Config, task: Task, readable: Bool[np.ndarray, " images"] | None = None) -> Clients:
+def divide(
+    config: Config,
+    task: Task,
+    readable: Bool[np.ndarray, " images"] | None = None,
+    tests: Int[np.ndarray, " test"] | None = None,
+) -> Clients:
     """The images of a task given to clients; see `divide_images`."""
-    return divide_images(config, task.source, readable)
+    return divide_images(config, task.source, readable, tests)
 
 
 def divide_images(
     config: Config,
     source: sources.ImageSource,
     readable: Bool[np.ndarray, " images"] | None = None,
+    tests: Int[np.ndarray, " test"] | None = None,
     sides: tuple[Int[np.ndarray, " train"], Int[np.ndarray, " test"]] | None = None,
 ) -> Clients:
-    """The images split for training and scoring, and given to clients; a function of data and seed.
+    """The images split for training and scoring, and given to clients; a function of data and seeds.
 
     Clients that are held out get their images in the same draw as the others: they are the last of
     `partition.clients + partition.held_out` owners, of `domain` so those of the last sensors. The pooled test images
     are those of the clients that train.
 
-    Without `readable` all images count, which is enough to find out whether settings and data fit. `sides` are the two
-    sides of a split that is not drawn.
+    Without `readable` all images count, which is enough to find out whether settings and data fit.
+
+    Args:
+      tests: images that the same clients, with the same training images, are tested on instead of those of
+        `eval.split`.
+      sides: the two sides of a split that is not drawn.
 
     Raises:
       InputError: settings that the images do not allow.
@@ -321,7 +332,7 @@ def divide_images(
         return virtual_clients(
             labels,
             train,
-            test,
+            test if tests is None else tests,
             clients=settings.clients,
             alpha=settings.alpha,
             examples_per_client=settings.examples_per_client,
@@ -340,6 +351,7 @@ def divide_images(
             min_examples=settings.min_examples,
             seed=config.seed,
             domain_names=source.domain_names,
+            tests=tests,
         )
     except InputError as error:
         if not settings.held_out:
@@ -357,14 +369,21 @@ def divide_images(
 def split(
     config: Config, source: sources.ImageSource, readable: Bool[np.ndarray, " images"] | None = None
 ) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " test"]]:
-    """Positions of the images to train on and to score, a function of data and seed; see `stratified_split`."""
-    labels, digests, names = source.labels, source.digests, source.class_names
-    eligible = np.ones(len(labels), bool) if readable is None else readable
-    train, test = stratified_split(labels, digests, config.data.test_fraction, config.seed, eligible, names)
+    """Positions of the images to train on and to score, a function of data and `data.split_seed`.
+
+    Clients that each have a sensor are tested on as large a part of every sensor's images; see `stratified_split`.
+    """
+    labels = source.labels
+    strata = source.domains if config.partition.kind == "domain" else None
+
+    def sides(eligible: Bool[np.ndarray, " images"]) -> tuple[np.ndarray, np.ndarray]:
+        fraction, seed = config.data.test_fraction, split_seed(config)
+        return stratified_split(labels, source.digests, fraction, seed, eligible, source.class_names, strata)
+
+    train, test = sides(np.ones(len(labels), bool) if readable is None else readable)
     if config.eval.split == "validation":
         # Settings are chosen on a part of the training images; the test images are not looked at.
-        eligible = np.isin(np.arange(len(labels)), train)
-        train, test = stratified_split(labels, digests, config.data.test_fraction, config.seed, eligible, names)
+        train, test = sides(np.isin(np.arange(len(labels)), train))
     return train, test
 
 
@@ -403,7 +422,9 @@ def _width(task: Task, grid: int | None) -> int:
 def _entries(config: Config, task: Task, grid: int | None) -> dict[str, Any]:
     """Where features lie in the cache, those with patches apart from others; see `features.encode`."""
     _, settings = preprocess.load_preprocess(task.folder)
-    key = {"weights": task.digest, "preprocess": settings, "dtype": config.dtype}
+    # Where products are rounded, each kind of device does it in its own way.
+    products = "full" if same_everywhere(config.dtype) else f"of {jax.default_backend()}"
+    key = {"weights": task.digest, "preprocess": settings, "dtype": config.dtype, "products": products}
     return {
         "key": key if grid is None else {**key, "patches": str(grid)},
         "views": config.data.views,

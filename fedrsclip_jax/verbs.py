@@ -95,8 +95,12 @@ def evaluate(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> Non
     from fedrsclip_jax.progress import Progress
 
     compilation.keep_on_disk()
-    result = rescore.rescore(known.workdir, overrides, Progress(quiet=known.quiet or not distributed.first()))
+    quiet = known.quiet or not distributed.first()
+    result = rescore.rescore(
+        known.workdir, overrides, Progress(quiet=quiet), checkpoint=known.checkpoint, split=known.split
+    )
     if distributed.first():
+        print(f"after round {result['round']}")
         comparison.show(result, Console())
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedrsclip_jax import distributed, lock
-from fedrsclip_jax.config import Config, to_dict
+from fedrsclip_jax.config import FOLLOWS, OLDER, Config, to_dict
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.files import PARTIAL, check_can_be_made, make_folder
 
@@ -63,7 +63,7 @@ def check_same(
 
     Args:
       before, now: configurations, nested as `config.json` holds them; a key that is younger than the run had its
-        default.
+        default, or what `OLDER` says.
       digests: by name of what they are of, as the run had it, if it wrote it down, and as it is now.
       allowed: keys and names that may differ nevertheless.
 
@@ -74,7 +74,10 @@ def check_same(
       InputError: something differs that neither `FREE` nor `allowed` lets.
     """
     defaults = dict(_leaves(to_dict(Config())))
-    old, new = defaults | dict(_leaves(before)), defaults | dict(_leaves(now))
+    old, new = defaults | OLDER | dict(_leaves(before)), defaults | dict(_leaves(now))
+    for leaves in (old, new):
+        if leaves["data.split_seed"] == FOLLOWS:
+            leaves["data.split_seed"] = leaves["seed"]
     differ = {
         key: f"{key} = {new.get(key)!r} (it was {old.get(key)!r})"
         for key in sorted(old.keys() | new.keys())

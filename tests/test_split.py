@@ -70,3 +70,20 @@ def test_refused():
         stratified_split(labels, list("abcd"), 0.5, 0, np.array([True, True, True, False]), ["beach", "river"])
     with refusal("'forest'", "0 distinct"):
         stratified_split(labels, list("abcd"), 0.5, 0, everything, ["beach", "river", "forest"])
+
+
+def test_strata_give_their_share_of_test_images():
+    """Three sensors of 50, 9 and 2 images a class: over 8 classes each gives a fifth, where chance alone would not."""
+    labels, sensors = np.repeat(np.arange(8), 61), np.tile(np.repeat([0, 1, 2], [50, 9, 2]), 8)
+    digests, everything = [str(i) for i in range(len(labels))], np.ones(len(labels), bool)
+    plain = stratified_split(labels, digests, 0.2, 0, everything)
+    for seed in range(20):
+        train, test = stratified_split(labels, digests, 0.2, seed, everything, strata=sensors)
+        assert len(test) == len(plain[1])
+        assert sorted([*train, *test]) == list(range(len(labels)))
+        for c in range(8):
+            for sensor, n in enumerate((50, 9, 2)):
+                of_cell = int(((labels[test] == c) & (sensors[test] == sensor)).sum())
+                assert abs(of_cell - 0.2 * n) < 1.3, (seed, c, sensor)
+        rare = int((sensors[test] == 2).sum())
+        assert 1 <= rare <= 7, rare  # 3.2 of 16 on average

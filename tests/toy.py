@@ -25,8 +25,8 @@ COUNTS = (7, 3, 12, 5, 1, 9, 4, 6, 11, 2)  # images of each client: ragged, one 
 WIDTH = 16
 
 
-def backbone(folder: Path, class_position: str = "end") -> Backbone:
-    clip, config = load_clip(folder)
+def backbone(folder: Path, class_position: str = "end", dtype: str = "float32") -> Backbone:
+    clip, config = load_clip(folder, dtype)
     zero_shot = unit(jax.random.normal(jax.random.key(9), (len(CLASSES), config.embed)))
     names = suffixes(load_tokenizer(folder, config), CLASSES, config, 16)
     return Backbone(clip.text, jnp.exp(clip.logit_scale[...]), names, zero_shot, class_position)

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from fedrsclip_jax.clip.precision import FULL
+
 EVEN_TOKENS = 8  # the fused kernel takes masks of even sides alone, and products prefer rows by the eight
 
 
@@ -17,12 +19,14 @@ def attend(
     k: Float[Array, "batch keys heads head"],
     v: Float[Array, "batch keys heads head"],
     mask: Bool[Array, "*masks queries keys"] | None = None,
+    precision: jax.lax.PrecisionLike = FULL,
 ) -> Float[Array, "batch queries heads head"]:
     """Softmax attention; where `mask` is False a query does not see a key. Softmax in fp32.
 
     Args:
       q: carries 1/sqrt(head) already.
       mask: one for all of the batch, or one for each.
+      precision: of products of single precision.
     """
     fits = q.shape[-1] % 8 == 0 and q.shape[-1] <= 128 and (mask is None or (q.shape[1] | k.shape[1]) % 2 == 0)
     if q.dtype in (jnp.bfloat16, jnp.float16) and fits and has_fused_attention():
@@ -31,12 +35,12 @@ def attend(
     batch, queries, heads, _ = q.shape
     # One axis for batch and heads: XLA's CPU backend takes several times as long for sums over arrays of four axes.
     q, k, v = (t.transpose(0, 2, 1, 3).reshape(batch * heads, *t.shape[1::2]) for t in (q, k, v))
-    logits = jnp.einsum("nqd,nkd->nqk", q, k, preferred_element_type=jnp.float32)
+    logits = jnp.einsum("nqd,nkd->nqk", q, k, preferred_element_type=jnp.float32, precision=precision)
     if mask is not None:
         mask = mask[None, None] if mask.ndim == 2 else mask[:, None]
         mask = jnp.broadcast_to(mask, (batch, heads, *mask.shape[2:])).reshape(logits.shape)
         logits = jnp.where(mask, logits, -jnp.inf)
-    attended = jnp.einsum("nqk,nkd->nqd", softmax(logits).astype(v.dtype), v)
+    attended = jnp.einsum("nqk,nkd->nqd", softmax(logits).astype(v.dtype), v, precision=precision)
     return attended.reshape(batch, heads, queries, -1).transpose(0, 2, 1, 3)
 
 

@@ -4,6 +4,7 @@ A folder holds `config.json`, the weights (`model.safetensors`, or shards with `
 the tokenizer and `preprocessor_config.json`.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from fedrsclip_jax.clip.model import CLIP, CLIPConfig
+from fedrsclip_jax.clip.precision import ARITHMETIC
 from fedrsclip_jax.clip.transformer import ACTIVATIONS, TowerConfig
 from fedrsclip_jax.errors import InputError
 
@@ -197,12 +199,14 @@ def read_config(folder: Path) -> CLIPConfig:
 
 
 def load_clip(folder: Path, dtype: str = "float32") -> tuple[CLIP, CLIPConfig]:
-    """The CLIP of a folder with its weights in `dtype`.
+    """The CLIP of a folder, computing as `dtype` says; see `clip.precision`.
 
     Raises:
       InputError: a file or tensor is missing, a tensor is superfluous or of the wrong shape; names both.
     """
-    config = read_config(folder)
+    config, arithmetic = read_config(folder), ARITHMETIC[dtype]
+    towers = (dataclasses.replace(tower, precision=arithmetic.products) for tower in (config.text, config.vision))
+    config = dataclasses.replace(config, **dict(zip(("text", "vision"), towers, strict=True)))
     files = _weight_files(folder)
     located, handles = {}, {}
     for file in files:
@@ -236,7 +240,7 @@ def load_clip(folder: Path, dtype: str = "float32") -> tuple[CLIP, CLIPConfig]:
                 )
             parts.append(tensor.to_flax(value))
         joined = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
-        flat[tensor.path] = jnp.asarray(joined, jnp.float32 if tensor.path == ("logit_scale",) else dtype)
+        flat[tensor.path] = jnp.asarray(joined, jnp.float32 if tensor.path == ("logit_scale",) else arithmetic.weights)
 
     def fill(path, variable):
         return variable.replace(flat.pop(tuple(path)))

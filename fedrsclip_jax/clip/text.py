@@ -44,11 +44,14 @@ class TextTower(nnx.Module):
         normal = nnx.initializers.normal
         self.sos_id = sos_id
         self.eos_id = eos_id
+        self.precision = config.precision
         self.token = nnx.Param(normal(0.02)(rngs.params(), (vocabulary, width)))
         self.position = nnx.Param(normal(0.01)(rngs.params(), (positions, width)))
         self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.layers)])
         self.norm_post = nnx.LayerNorm(width, epsilon=config.eps, rngs=rngs)
-        self.projection = nnx.Linear(width, embed, use_bias=False, kernel_init=normal(width**-0.5), rngs=rngs)
+        self.projection = nnx.Linear(
+            width, embed, use_bias=False, kernel_init=normal(width**-0.5), precision=config.precision, rngs=rngs
+        )
 
     @property
     def width(self) -> int:
@@ -109,7 +112,7 @@ class TextTower(nnx.Module):
 
         def gather(heads):
             q, k, v = (_by_block(t, prompts, prefix, suffixes) for t in heads)
-            return _flat(attend(q, k, v, sees), prompts, prefix)
+            return _flat(attend(q, k, v, sees, self.precision), prompts, prefix)
 
         for number, (block, turned) in enumerate(blocks):
             heads = block.heads_of(x, turned)

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from fedrsclip_jax.clip.attention import attend
+from fedrsclip_jax.clip.precision import FULL
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class TowerConfig:
       mlp_width: hidden channels of the MLP.
       activation: `quick_gelu` (OpenAI's weights) or `gelu`.
       eps: of every layer normalisation.
+      precision: of every matrix product; see `clip.precision`.
     """
 
     width: int
@@ -31,6 +34,7 @@ class TowerConfig:
     mlp_width: int
     activation: str = "quick_gelu"
     eps: float = 1e-5
+    precision: jax.lax.Precision = FULL
 
 
 def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -55,21 +59,24 @@ class Transposed(NamedTuple):
     mlp_out: Float[Array, "width mlp"]
 
 
-@jax.custom_vjp
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
 def frozen_product(
-    x: Float[Array, "rows inputs"], kernel: Float[Array, "inputs outputs"], transposed: Float[Array, "outputs inputs"]
+    x: Float[Array, "rows inputs"],
+    kernel: Float[Array, "inputs outputs"],
+    transposed: Float[Array, "outputs inputs"],
+    precision: jax.lax.PrecisionLike = FULL,
 ) -> Float[Array, "rows outputs"]:
     """x @ kernel of a kernel that takes no gradient, whose backward product reads the kernel turned round.
 
     A product with few rows spends a good part of its time on bringing the kernel into order, and on a CPU this costs
     up to twice the product itself if the kernel lies the wrong way.
     """
-    return x @ kernel
+    return jnp.matmul(x, kernel, precision=precision)
 
 
 frozen_product.defvjp(
-    lambda x, kernel, transposed: (x @ kernel, transposed),
-    lambda transposed, gradient: (gradient @ transposed, None, None),
+    lambda x, kernel, transposed, precision: (jnp.matmul(x, kernel, precision=precision), transposed),
+    lambda precision, transposed, gradient: (jnp.matmul(gradient, transposed, precision=precision), None, None),
 )
 
 
@@ -79,7 +86,7 @@ def linear(
     """The layer's output; with its kernel turned round the layer is frozen and `x` a matrix."""
     if transposed is None:
         return layer(x)
-    product = frozen_product(x, layer.kernel[...], transposed)
+    product: Any = frozen_product(x, layer.kernel[...], transposed, layer.precision)
     return product if layer.bias is None else product + layer.bias[...][None]
 
 
@@ -92,17 +99,16 @@ class Block(nnx.Module):
 
     def __init__(self, config: TowerConfig, *, rngs: nnx.Rngs):
         width = config.width
-        self.heads = config.heads
+        self.heads, self.precision = config.heads, config.precision
         self.activation = config.activation
         self.norm_attention = nnx.LayerNorm(width, epsilon=config.eps, rngs=rngs)
-        self.qkv = nnx.Linear(width, 3 * width, kernel_init=nnx.initializers.normal(width**-0.5), rngs=rngs)
+        linear, normal = partial(nnx.Linear, precision=config.precision, rngs=rngs), nnx.initializers.normal
+        self.qkv = linear(width, 3 * width, kernel_init=normal(width**-0.5))
         residual_std = (width * 2 * config.layers) ** -0.5
-        self.out = nnx.Linear(width, width, kernel_init=nnx.initializers.normal(residual_std), rngs=rngs)
+        self.out = linear(width, width, kernel_init=normal(residual_std))
         self.norm_mlp = nnx.LayerNorm(width, epsilon=config.eps, rngs=rngs)
-        self.mlp_in = nnx.Linear(
-            width, config.mlp_width, kernel_init=nnx.initializers.normal((2 * width) ** -0.5), rngs=rngs
-        )
-        self.mlp_out = nnx.Linear(config.mlp_width, width, kernel_init=nnx.initializers.normal(residual_std), rngs=rngs)
+        self.mlp_in = linear(width, config.mlp_width, kernel_init=normal((2 * width) ** -0.5))
+        self.mlp_out = linear(config.mlp_width, width, kernel_init=normal(residual_std))
 
     def transposed(self) -> Transposed:
         """Copies for the backward pass of a block that is frozen."""
@@ -150,7 +156,7 @@ class Block(nnx.Module):
         # their gradients. Only attention needs to know which token is whose.
         flat = x.reshape(-1, x.shape[-1])
         q, k, v = (t.reshape(*x.shape[:2], *t.shape[1:]) for t in self.heads_of(flat, transposed))
-        attended = attend(q, k, v, mask)
+        attended = attend(q, k, v, mask, self.precision)
         return self.finish(flat, attended.reshape(-1, *attended.shape[2:]), transposed).reshape(x.shape)
 
     def first(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch width"]:
@@ -158,7 +164,8 @@ class Block(nnx.Module):
         batch, _, width = x.shape
         normed = self.norm_attention(x)
         kernel, bias = self.qkv.kernel[...], jnp.asarray(self.qkv.bias)
-        q = normed[:, 0] @ kernel[:, :width] + bias[None, :width]
-        k, v = jnp.split(normed.reshape(-1, width) @ kernel[:, width:] + bias[None, width:], 2, axis=-1)
+        product = partial(jnp.matmul, precision=self.precision)
+        q = product(normed[:, 0], kernel[:, :width]) + bias[None, :width]
+        k, v = jnp.split(product(normed.reshape(-1, width), kernel[:, width:]) + bias[None, width:], 2, axis=-1)
         q, k, v = (t.reshape(batch, -1, self.heads, width // self.heads) for t in (q, k, v))
-        return self.finish(x[:, 0], attend(q * q.shape[-1] ** -0.5, k, v)[:, 0])
+        return self.finish(x[:, 0], attend(q * q.shape[-1] ** -0.5, k, v, precision=self.precision)[:, 0])

@@ -1,5 +1,7 @@
 """The image tower of CLIP: a vision transformer read at its class token."""
 
+from functools import partial
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -15,14 +17,17 @@ class VisionTower(nnx.Module):
         self.patch_size = patch_size
         normal = nnx.initializers.normal
         # A convolution whose stride is its kernel is one matrix product over flattened patches.
-        self.patch = nnx.Linear(3 * patch_size**2, width, use_bias=False, kernel_init=normal(width**-0.5), rngs=rngs)
+        linear = partial(
+            nnx.Linear, use_bias=False, kernel_init=normal(width**-0.5), precision=config.precision, rngs=rngs
+        )
+        self.patch = linear(3 * patch_size**2, width)
         tokens = (image_size // patch_size) ** 2 + 1
         self.class_token = nnx.Param(normal(width**-0.5)(rngs.params(), (width,)))
         self.position = nnx.Param(normal(width**-0.5)(rngs.params(), (tokens, width)))
         self.norm_pre = nnx.LayerNorm(width, epsilon=config.eps, rngs=rngs)
         self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.layers)])
         self.norm_post = nnx.LayerNorm(width, epsilon=config.eps, rngs=rngs)
-        self.projection = nnx.Linear(width, embed, use_bias=False, kernel_init=normal(width**-0.5), rngs=rngs)
+        self.projection = linear(width, embed)
 
     def __call__(self, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch embed"]:
         """Projected features, not yet of unit norm, fp32; `images` are preprocessed (normalised)."""

@@ -134,6 +134,7 @@ def partition(
     min_examples: int,
     seed: int,
     domain_names: Sequence[str] | None = None,
+    tests: Int[np.ndarray, "tests"] | None = None,
 ) -> Partition:
     """Deals the training and test images out to clients, each image to exactly one, by a seeded draw.
 
@@ -151,6 +152,8 @@ def partition(
         min_examples: fewest training images of a client, at least 1.
         seed: a non-negative integer.
         domain_names: what messages call the sensors; by default their numbers.
+        tests: images that are dealt out in place of `test_index`, by the same rule; who owns which training image
+            stays as it is with `test_index`.
 
     Raises:
         InputError: a value out of range, or a partition that cannot be had from these images.
@@ -197,6 +200,8 @@ def partition(
             f"partition.min_examples={min_examples} is more than the classes of some clients have images; "
             "give a lower value, fewer clients or more partition.classes_per_client"
         )
+    if tests is not None:
+        test_groups = _grouped(groups, num_groups, tests[np.isin(domains[tests], sensors)], rng)
     test_sizes = np.array([len(g) for g in test_groups])
     alike = kind in ("iid", "domain")
     tests = _even(test_sizes, owners) if alike else _follow(test_sizes, counts, owners)

@@ -17,11 +17,16 @@ def stratified_split(
     seed: int,
     eligible: Bool[np.ndarray, "images"],
     class_names: Sequence[str] | None = None,
+    strata: Int[np.ndarray, "images"] | None = None,
 ) -> tuple[Int32[np.ndarray, "train"], Int32[np.ndarray, "test"]]:
     """Splits the eligible images class by class, as near to `test_fraction` as whole images allow.
 
     Images of equal digest stay together (with the first of them, should their labels differ), and each class
     keeps at least one image on either side. The draw of a class depends on the seed and that class only.
+
+    With `strata` the test images of a class are spread evenly over its strata, by systematic sampling (Madow 1949,
+    doi:10.1214/aoms/1177729988) from a random start in each: a stratum of n images of the class gives n x
+    `test_fraction` of them on average, up to one more or less.
 
     Args:
         labels: class of each image.
@@ -30,6 +35,7 @@ def stratified_split(
         seed: a non-negative integer.
         eligible: False for images that take part in neither side, such as unreadable ones.
         class_names: names for messages; each of these classes must then have images.
+        strata: of each image, such as its sensor; images of equal digest are of the first one's.
 
     Returns:
         Ascending positions of the training and of the test images.
@@ -58,10 +64,24 @@ def stratified_split(
                 f"class {name} has {len(distinct)} distinct readable image(s) and needs at least two, one to "
                 "train and one to test; add images or remove the class"
             )
-        order = np.random.default_rng((seed, _STREAM, label)).permutation(len(distinct))
+        rng = np.random.default_rng((seed, _STREAM, label))
+        order = rng.permutation(len(distinct))
+        if strata is not None:
+            order = _interleaved(order, np.array([strata[distinct[g][0]] for g in order]), rng)
         filled = np.cumsum([len(distinct[g]) for g in order])
         # The cut whose number of test images is nearest to what was asked for.
         cut = 1 + int(np.argmin(np.abs(filled[:-1] - test_fraction * filled[-1])))
         test += [i for g in order[:cut] for i in distinct[g]]
         train += [i for g in order[cut:] for i in distinct[g]]
     return np.sort(np.array(train, np.int32)), np.sort(np.array(test, np.int32))
+
+
+def _interleaved(
+    order: Int[np.ndarray, "groups"], strata: Int[np.ndarray, "groups"], rng: np.random.Generator
+) -> Int[np.ndarray, "groups"]:
+    """The same in an order of which every beginning holds each stratum in its share; within a stratum as before."""
+    place = np.empty(len(order))
+    for stratum in np.unique(strata):
+        members = np.flatnonzero(strata == stratum)
+        place[members] = (np.arange(len(members)) + rng.random()) / len(members)
+    return order[np.argsort(place, kind="stable")]

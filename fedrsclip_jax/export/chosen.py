@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from fedrsclip_jax.clip.backbone import Backbone
+from fedrsclip_jax.clip.precision import in_full
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.finished import FinishedRun, Restored
 from fedrsclip_jax.methods.base import Private, Shared, cosines, needs_patches
@@ -124,7 +125,8 @@ def logits_of(
 @partial(jax.jit, static_argnums=(0, 1))
 def _logits(graph, of_federation: bool, state, features, backbone: Backbone) -> Float[Array, "images classes"]:
     module = nnx.merge(graph, state)
-    return (module.global_logits if of_federation else module.personal_logits)(features, backbone)
+    with in_full():
+        return (module.global_logits if of_federation else module.personal_logits)(features, backbone)
 
 
 def _prompts(shared: Any, private: Any, width: int) -> Prompts | None:

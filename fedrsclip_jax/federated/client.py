@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from fedrsclip_jax.clip.backbone import Backbone
+from fedrsclip_jax.clip.precision import in_full
 from fedrsclip_jax.config import Config
 from fedrsclip_jax.federated.adam import scale_by_adam
 from fedrsclip_jax.methods.base import Batch, Weights
@@ -212,7 +213,8 @@ class Client(NamedTuple):
     def _objective(self, prompts: tuple[PyTree, PyTree], batch: Batch):
         hyper = self.hyper
         weights = Weights(hyper.pacl_weight, hyper.cmfac_weight, hyper.contrastive_weight, hyper.temperature)
-        loss, figures = nnx.merge(self.graph, *prompts).loss(batch, self.backbone, weights)
+        with in_full():
+            loss, figures = nnx.merge(self.graph, *prompts).loss(batch, self.backbone, weights)
         # FedProx (Li et al. 2020, arXiv:1812.06127): mu/2 |P_s - P_s of the server|^2, on the live variables.
         pairs = zip(jax.tree.leaves(prompts[0]), jax.tree.leaves(self.shared), strict=True)
         drift = sum(jnp.sum((mine - servers) ** 2) for mine, servers in pairs)

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from fedrsclip_jax.clip.backbone import Backbone
+from fedrsclip_jax.clip.precision import FULL
 from fedrsclip_jax.config import MethodConfig
 
 PROMPT_STD = 0.02
@@ -125,11 +126,16 @@ def cross_entropy(logits: Float[Array, "batch classes"], batch: Batch) -> Float[
     return -masked_mean(of_label(jax.nn.log_softmax(logits), batch), batch.mask)
 
 
+def product(left: Float[Array, "rows inner"], right: Float[Array, "inner columns"]) -> Float[Array, "rows columns"]:
+    """`left @ right` in full single precision, of which accelerators make less unless told."""
+    return jnp.matmul(left, right, precision=FULL)
+
+
 def cosines(
     features: Float[Array, "batch embed"], texts: Float[Array, "classes embed"]
 ) -> Float[Array, "batch classes"]:
-    """f_i . t_c in full single precision; accelerators round such products unless told, and CLIP scales by 100."""
-    return jnp.matmul(features, texts.T, precision=jax.lax.Precision.HIGHEST)
+    """f_i . t_c in full single precision: CLIP scales them by 100."""
+    return product(features, texts.T)
 
 
 def of_label(values: Float[Array, "batch classes"], batch: Batch) -> Float[Array, " batch"]:

@@ -16,7 +16,17 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from fedrsclip_jax.clip.backbone import Backbone
 from fedrsclip_jax.clip.model import unit
 from fedrsclip_jax.config import MethodConfig
-from fedrsclip_jax.methods.base import PROMPT_STD, Batch, Head, Shared, Weights, accuracy, cosines, cross_entropy
+from fedrsclip_jax.methods.base import (
+    PROMPT_STD,
+    Batch,
+    Head,
+    Shared,
+    Weights,
+    accuracy,
+    cosines,
+    cross_entropy,
+    product,
+)
 
 
 class FedCLIP(nnx.Module):
@@ -38,8 +48,8 @@ class FedCLIP(nnx.Module):
         return ce, {"ce": ce, "accuracy": accuracy(logits, batch)}
 
     def global_logits(self, features: Float[Array, "batch embed"], backbone: Backbone) -> Float[Array, "batch classes"]:
-        hidden = jnp.tanh(features @ self.inner[...] + self.inner_bias[...][None])
-        attention = jax.nn.softmax(hidden @ self.outer[...] + self.outer_bias[...][None])
+        hidden = jnp.tanh(product(features, self.inner[...]) + self.inner_bias[...][None])
+        attention = jax.nn.softmax(product(hidden, self.outer[...]) + self.outer_bias[...][None])
         # Channels of equal weight leave the feature as it is.
         adapted = unit(attention * attention.shape[1] * features)
         return backbone.scale * cosines(adapted, backbone.zero_shot)

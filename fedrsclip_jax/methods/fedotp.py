@@ -20,6 +20,7 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from fedrsclip_jax.clip.backbone import Backbone
+from fedrsclip_jax.clip.precision import FULL
 from fedrsclip_jax.config import MethodConfig
 from fedrsclip_jax.methods.base import Batch, Head, Private, Shared, Weights, accuracy, cross_entropy, draw_prompt
 
@@ -79,7 +80,7 @@ class FedOTP(nnx.Module):
     def _logits(self, features, contexts: Float[Array, "prompts context width"], backbone: Backbone):
         texts = backbone.encode(contexts)
         patches = features.reshape(len(features), -1, texts.shape[-1])[:, 1:]
-        similar = jnp.einsum("ijd,pcd->icjp", patches, texts, precision=jax.lax.Precision.HIGHEST)
+        similar = jnp.einsum("ijd,pcd->icjp", patches, texts, precision=FULL)
         epsilon, mass, iterations = self.settings
         plan = jax.lax.stop_gradient(transport(1 - jax.lax.stop_gradient(similar), epsilon, mass, iterations))
         return backbone.scale * jnp.sum(plan * similar, axis=(-2, -1)) / mass

@@ -5,10 +5,13 @@
     loss = CE(P_k) - contrastive_weight log( e^(pull/tau) / (e^(pull/tau) + e^(push/tau)) )
 
 The contrastive term keeps the shared prompt near what CLIP knows and apart from the private ones. Where the description
-is silent: similarities are means over classes, U_k starts as N(0, 0.02^2) and V_k at zero, so that every client starts
-with the shared prompt (the authors' code takes the term class by class, and draws both factors). `rank` is at most the
-number of context tokens, at which the change is of full rank.
+is silent: similarities are means over classes, and V_k starts at zero, so that every client starts with the shared
+prompt (the authors' code takes the term class by class, and draws both factors). U_k starts as N(0, 1/r): a step of V_k
+against the gradient G of P_k moves P_k by U_k U_k^T G, which is G on average, so that step sizes mean what they mean of
+a prompt that is trained itself. `rank` is at most the number of context tokens, at which the change is of full rank.
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +21,6 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from fedrsclip_jax.clip.backbone import Backbone
 from fedrsclip_jax.config import MethodConfig
 from fedrsclip_jax.methods.base import (
-    PROMPT_STD,
     Batch,
     Head,
     Private,
@@ -28,6 +30,7 @@ from fedrsclip_jax.methods.base import (
     cosines,
     cross_entropy,
     draw_prompt,
+    product,
 )
 
 
@@ -47,7 +50,7 @@ class FedPGP(nnx.Module):
         self.shared = Shared(draw_prompt(config, backbone, shared, start))
         context, width = self.shared.shape
         rank = min(config.rank, context)
-        self.down = Private(PROMPT_STD * jax.random.normal(private, (context, rank)))
+        self.down = Private(jax.random.normal(private, (context, rank)) / math.sqrt(rank))
         self.up = Private(jnp.zeros((rank, width)))
 
     def loss(
@@ -70,4 +73,4 @@ class FedPGP(nnx.Module):
         return backbone.scale * cosines(features, backbone.encode(self._own()))
 
     def _own(self) -> Float[Array, "context width"]:
-        return self.shared[...] + self.down[...] @ self.up[...]
+        return self.shared[...] + product(self.down[...], self.up[...])
