@@ -18,10 +18,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fedrsclip_jax.errors import InputError
+from fedrsclip_jax.nearest import nearest
 
 T = TypeVar("T")
 MAX_SEED = 2**31 - 1
 MAX_CLIENTS = 2**31 - 1
+SWEEP = "sweep"  # the group of a configuration that is many runs
+KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    tuple: "a list of names, written a,b,c",
+}
+EXAMPLES = {float: "0.1", str: "'tiny'", tuple: "promptfl,local_coop"}
 GIVEN = "given"  # partition.kind of clients that no seed draws
 FOLLOWS = -1  # as `data.split_seed`: the run's own seed
 SCORED = ("test", "validation")  # images that a run is scored on
@@ -44,13 +54,15 @@ def key(
     above: float = -math.inf,
     high: float = math.inf,
     by: tuple[str, Mapping[Any, Any]] | None = None,
+    share_of: str = "",
 ):
     """One key: its default, its meaning with the unit, and what is allowed; `low` and `high` are, `above` is not.
 
     Args:
       by: another key, and the defaults that its values bring in place of this one.
+      share_of: another key, of which a value below 1 is a share.
     """
-    allowed = {"among": tuple(among), "low": low, "above": above, "high": high, "by": by}
+    allowed = {"among": tuple(among), "low": low, "above": above, "high": high, "by": by, "share_of": share_of}
     return dataclasses.field(default=default, metadata={"meaning": meaning, **allowed})
 
 
@@ -240,7 +252,12 @@ class Config:
         "`safetensors:FILE`",
     )
     rounds: int = key(50, "rounds of the federation", low=1)
-    cohort: int = key(0, "clients drawn a round; 0 is everyone", low=0)
+    cohort: int = key(
+        0,
+        "clients drawn a round; 0 is everyone, and a number below 1, such as 0.1, a share of partition.clients",
+        low=0,
+        share_of="partition.clients",
+    )
     dropout: float = key(0.0, "share of a cohort that fails to answer", low=0.0, high=0.99)
     dtype: str = key(
         "float32",
@@ -309,7 +326,7 @@ def resolve(cls: type[T], written: Written, overrides: Sequence[tuple[str, str]]
     """
     known = {name: (kind, f) for name, kind, f in keys(cls)}
     values: dict[str, Any] = {}
-    if "sweep" in dict(written.items()):
+    if SWEEP in dict(written.items()):
         raise InputError("this configuration has a group `sweep`, and is many runs; use fedrsclip sweep")
     for name, value in _flatten(written, known):
         values[name] = _typed(name, value, *_look_up(name, known))
@@ -320,6 +337,11 @@ def resolve(cls: type[T], written: Written, overrides: Sequence[tuple[str, str]]
         if f.metadata["by"] and name not in values:
             other, defaults = f.metadata["by"]
             values[name] = defaults.get(values.get(other), f.default)
+    for name, value in values.items():
+        kind, f = known[name]
+        if kind is int and isinstance(value, float):
+            whole = f.metadata["share_of"]
+            values[name] = max(1, round(value * values.get(whole, known[whole][1].default)))
     return _build(cls, values)
 
 
@@ -403,9 +425,9 @@ def _look_up(name: str, known: Mapping[str, tuple[type, dataclasses.Field]]) -> 
         return known[name]
     if inside := [k for k in known if k.startswith(f"{name}.")]:
         raise InputError(f"config key {name!r} is a group; set one of its keys, such as {inside[0]!r}")
-    same_leaf = [k for k in known if k.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
-    near = same_leaf or difflib.get_close_matches(name, known, 1, 0.4)
-    raise InputError(f"unknown config key {name!r}" + (f"; the nearest is {near[0]!r}" if near else ""))
+    if name.partition(".")[0] == SWEEP:
+        raise InputError(f"config key {name!r} is of many runs side by side; use fedrsclip sweep")
+    raise InputError(f"unknown config key {name!r}; {nearest(name, known)}")
 
 
 def _parse(name: str, text: str, kind: type) -> Any:
@@ -428,16 +450,42 @@ def _parse(name: str, text: str, kind: type) -> Any:
         return text  # `_typed` names what was expected
 
 
+def _several(value: Any) -> list[str]:
+    """The numbers of what is a list of them, as texts; empty for anything else."""
+    parts = value.split(",") if isinstance(value, str) else list(value) if isinstance(value, (list, tuple)) else []
+    try:
+        return [str(part).strip() for part in parts if math.isfinite(float(part))] if len(parts) > 1 else []
+    except (TypeError, ValueError):
+        return []
+
+
 def _typed(name: str, value: Any, kind: type, f: dataclasses.Field) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if kind is tuple and isinstance(value, list):
         value = tuple(value)
+    if kind is int and f.metadata["share_of"] and isinstance(value, float) and 0 < value < 1:
+        return value  # `resolve` makes a number of it
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise InputError(
-            f"config key {name!r} = {value!r} is of type {type(value).__name__}; it takes {kind.__name__}, "
-            f"such as {f.default!r}"
+        if kind in (int, float) and (several := _several(value)):
+            more = (
+                f"--config.seeds={len(several)}"
+                if name == "seed"
+                else f"--config.sweep.grid.{name}={','.join(several)}"
+            )
+            verb = "train" if name == "seed" else "sweep"
+            raise InputError(
+                f"config key {name!r} = {value!r} is a list, and a run takes one value; for a run each, use fedrsclip "
+                f"{verb} with {more}"
+            )
+        such = (
+            "true"
+            if f.default is True
+            else "false"
+            if f.default is False
+            else f.default or EXAMPLES.get(kind, f.default)
         )
+        raise InputError(f"config key {name!r} = {value!r} is not {KINDS[kind]}; give one, such as {such}")
     if isinstance(value, tuple) and (wrong := [item for item in value if not isinstance(item, str)]):
         raise InputError(f"config key {name!r} holds {wrong[0]!r}; it takes names, written a,b,c")
     among, low, above, high = (f.metadata[limit] for limit in ("among", "low", "above", "high"))

@@ -252,8 +252,9 @@ def read_by(reader: str, keys: Mapping[str, Any], **others: Any) -> Config:
             for place, remedy in _PLANNED.items():
                 if covers((place,), dotted(key)):
                     raise InputError(f"{shown}: {reader} does not read it; {remedy}")
-            place = next(place for place, known in READ_BY.items() if covers(known, dotted(key)))
-            raise InputError(f"{shown}: {reader} does not read it; say it to {place}")
+            places = [place for place, known in READ_BY.items() if covers(known, dotted(key))]
+            remedy = f"say it to {places[0]}" if places else "give Federation.of a configuration with it"
+            raise InputError(f"{shown}: {reader} does not read it; {remedy}")
     return config
 
 

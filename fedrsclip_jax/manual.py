@@ -60,7 +60,8 @@ def _allowed(kind: type, field: dataclasses.Field) -> str:
     """The type and the range, or the choices."""
     if field.metadata["among"]:
         return " | ".join(field.metadata["among"])
-    return ", ".join([_KINDS[kind], *_limits(field.metadata)])
+    share = ["or a share below 1"] if field.metadata["share_of"] else []
+    return ", ".join([_KINDS[kind], *share, *_limits(field.metadata)])
 
 
 def _limits(metadata: Mapping[str, Any]) -> Iterator[str]:

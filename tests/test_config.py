@@ -8,6 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from fedrsclip_jax import config as configuration
+from fedrsclip_jax import nearest
 from fedrsclip_jax.config import Config, PretrainConfig, digest, keys, load_file, resolve, to_dict
 from fedrsclip_jax.errors import InputError
 
@@ -125,12 +126,60 @@ def test_a_whole_number_from_a_file_is_a_float_where_one_is_wanted():
         ("learning_rate", "'local.learning_rate'"),  # right, but without its group
         ("method.batch_size", "'local.batch_size'"),  # in another group
         ("clients", "'partition.clients'"),
+        # By meaning, where letters would mislead.
+        ("lr", "'local.learning_rate'"),
+        ("local.lr", "'local.learning_rate'"),
+        ("server.lr", "'server.learning_rate'"),
+        ("bs", "'local.batch_size'"),
+        ("batch", "'local.batch_size'"),
+        ("local.wd", "'local.weight_decay'"),
+        ("num_clients", "'partition.clients'"),
+        ("mu", "'local.proximal_weight'"),
+        ("fedprox.mu", "'local.proximal_weight'"),
+        ("epochs", "'local.epochs'"),
+        ("num_epochs", "'local.epochs'"),
+        ("frac", "'cohort'"),
+        ("n_ctx", "'method.context_tokens'"),
+        ("dataset", "'data.source'"),
+        ("model", "'backbone'"),
+        ("optimizer.name", "'method.name'"),
     ],
 )
 def test_an_unknown_key_is_answered_with_the_nearest(wrong, nearest):
     refusal(repr(wrong), "nearest", nearest, overrides=[(wrong, "1")])
     group, _, leaf = wrong.rpartition(".")
     refusal(repr(wrong), nearest, written={group: {leaf: 1}} if group else {leaf: 1})
+
+
+def test_words_that_are_no_key_are_answered_with_what_there_is():
+    refusal(
+        "'data.shots'",
+        "no key for few-shot training",
+        "frs.make_clients(images, train=...)",
+        overrides=[("data.shots", "4")],
+    )
+    refusal("'output_dir'", "--workdir=FOLDER", overrides=[("output_dir", "x")])
+    refusal("'data.zzzz'", "the group data has source, merge", overrides=[("data.zzzz", "1")])
+    refusal("'lr'", "nearest", "'learning_rate'", overrides=[("lr", "1")], cls=PretrainConfig)
+    refusal(
+        "'sweep.grid.local.learning_rate'", "use fedrsclip sweep", overrides=[("sweep.grid.local.learning_rate", "1,2")]
+    )
+
+
+def test_every_word_from_elsewhere_leads_to_a_key():
+    known = {name for cls in (Config, PretrainConfig) for name, _, _ in configuration.keys(cls)}
+    for word, meant in nearest._ALIASES.items():
+        assert set(meant) & known, word
+        assert not [key for key in meant if key not in known]
+        assert word not in {name.rpartition(".")[2] for name in known}, f"{word} is a key's own name"
+
+
+def test_a_cohort_may_be_a_share():
+    assert resolve(Config, {}, [("cohort", "0.1"), ("partition.clients", "50")]).cohort == 5
+    assert resolve(Config, {"cohort": 0.25}).cohort == 2, "of ten clients, halves to even"
+    assert resolve(Config, {}, [("cohort", "0.01")]).cohort == 1, "at least one"
+    assert type(resolve(Config, {"cohort": 0.5}).cohort) is int
+    assert resolve(Config, {}, [("cohort", "1")]).cohort == 1, "one client, not all of them"
 
 
 def test_an_unknown_key_like_no_other_is_still_refused():
@@ -150,13 +199,22 @@ def test_groups_and_values_are_not_each_other():
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("rounds", "many", ("'many'", "str", "it takes int", "such as 50")),
-        ("rounds", "2.5", ("2.5", "float", "it takes int")),
-        ("rounds", "True", ("True", "bool", "it takes int")),
-        ("rounds", "{[]: 1}", ("'{[]: 1}'", "it takes int")),
-        ("local.learning_rate", "fast", ("'fast'", "it takes float")),
-        ("data.skip_unreadable", "yes", ("'yes'", "it takes bool")),
-        ("data.skip_unreadable", "1", ("1", "int", "it takes bool")),
+        ("rounds", "many", ("'many' is not a whole number", "such as 50")),
+        ("rounds", "2.5", ("2.5 is not a whole number",)),
+        ("rounds", "True", ("True is not a whole number",)),
+        ("rounds", "{[]: 1}", ("'{[]: 1}' is not a whole number",)),
+        ("local.learning_rate", "fast", ("'fast' is not a number", "such as 0.002")),
+        ("data.skip_unreadable", "yes", ("'yes' is not true or false", "such as false")),
+        ("data.skip_unreadable", "1", ("1 is not true or false",)),
+        (
+            "local.learning_rate",
+            "0.03,0.1",
+            ("is a list", "fedrsclip sweep", "--config.sweep.grid.local.learning_rate=0.03,0.1"),
+        ),
+        ("rounds", "(5, 10)", ("is a list", "fedrsclip sweep", "--config.sweep.grid.rounds=5,10")),
+        ("seed", "0,1,2", ("is a list", "fedrsclip train with --config.seeds=3")),
+        ("cohort", "-0.5", ("-0.5 is not a whole number",)),
+        ("cohort", "1.5", ("1.5 is not a whole number",)),
         ("baselines", "(1, 2)", ("holds 1", "names")),
         ("baselines", "(promptfl, local_coop)", ("(promptfl, local_coop)", "a,b,c")),
         ("rounds", "0", ("rounds", "0", "at least 1")),
@@ -175,11 +233,11 @@ def test_a_wrong_value_is_answered_with_what_is_allowed(name, text, words):
 
 
 def test_a_file_is_checked_like_the_command_line():
-    refusal("'rounds'", "it takes int", written={"rounds": "12"})
-    refusal("'rounds'", "it takes int", written={"rounds": True})
-    refusal("'backbone'", "NoneType", "it takes str", written={"backbone": None})
+    refusal("'rounds'", "is not a whole number", written={"rounds": "12"})
+    refusal("'rounds'", "is not a whole number", written={"rounds": True})
+    refusal("'backbone'", "None is not text", written={"backbone": None})
     refusal("'local.learning_rate'", "not finite", written={"local": {"learning_rate": float("inf")}})
-    refusal("'baselines'", "it takes tuple", written={"baselines": "promptfl"})
+    refusal("'baselines'", "not a list of names, written a,b,c", written={"baselines": "promptfl"})
     refusal("'model.width'", "at least 16", written={"model": {"width": 8}}, cls=PretrainConfig)
 
 

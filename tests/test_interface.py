@@ -248,7 +248,7 @@ def test_clients_of_other_images_are_refused(refused, backbone, images):
 def test_bad_input_is_one_line(refused, backbone, images, clients, federation, tmp_path):
     with refused("unknown config key 'local.learning_rat'", "local.learning_rate"):
         frs.Federation(frs.make_method(), backbone, images, clients, local__learning_rat=1)
-    with refused("'rounds' = 'many'", "int"):
+    with refused("'rounds' = 'many'", "a whole number"):
         frs.load_config(rounds="many")
     with refused("unknown method 'fedrclip'", "did you mean 'fedrsclip'"):
         frs.make_method("fedrclip")

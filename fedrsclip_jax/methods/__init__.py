@@ -48,6 +48,11 @@ def find_method(name: str, key: str = "method.name"):
     """The class of a method; an unknown name is an InputError that lists the known ones."""
     if name in METHODS:
         return METHODS[name]
+    if "," in name and set(name.split(",")) <= METHODS.keys():
+        raise InputError(
+            f"{key}: {name!r} are several methods; name one, and the others by --config.baselines, or use fedrsclip "
+            f"sweep with --config.sweep.grid.method.name={name}"
+        )
     near = difflib.get_close_matches(name, METHODS, 1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise InputError(f"{key}: unknown method {name!r}{hint} (known: {', '.join(METHODS)})")

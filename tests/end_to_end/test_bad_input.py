@@ -20,8 +20,8 @@ from tests.end_to_end.conftest import SMALL, check, listing, photographs, starte
     [
         (["--config.ruonds=3"], ("'ruonds'", "'rounds'")),
         (["--config.local.lerning_rate=3"], ("'local.lerning_rate'", "'local.learning_rate'")),
-        (["--config.rounds=many"], ("'rounds'", "'many'", "int")),
-        (["--config.local.learning_rate=fast"], ("'local.learning_rate'", "'fast'", "float")),
+        (["--config.rounds=many"], ("'rounds'", "'many'", "a whole number")),
+        (["--config.local.learning_rate=fast"], ("'local.learning_rate'", "'fast'", "a number")),
         (["--config.rounds=0"], ("'rounds'", "0", "at least 1")),
         (["--config.partition.alpha=0"], ("'partition.alpha'", "0.0", "above 0")),
         (["--config.partition.alpha=-0.1"], ("'partition.alpha'", "-0.1", "above 0")),
@@ -31,6 +31,15 @@ from tests.end_to_end.conftest import SMALL, check, listing, photographs, starte
             ("'partition.kind'", "'random'", "iid, dirichlet, classes, domain, virtual"),
         ),
         (["--config.method.name=fedrsclp"], ("method.name", "'fedrsclp'", "'fedrsclip'", "promptfl")),
+        (
+            ["--config.method.name=promptfl,fedpgp"],
+            ("several methods", "--config.sweep.grid.method.name=promptfl,fedpgp"),
+        ),
+        (["--config.sweep.grid.rounds=1,2"], ("'sweep.grid.rounds'", "use fedrsclip sweep")),
+        (
+            ["--config.local.learning_rate=0.1,1"],
+            ("fedrsclip sweep with --config.sweep.grid.local.learning_rate=0.1,1",),
+        ),
         (["--config.baselines=promtfl"], ("baselines", "'promtfl'", "'promptfl'", "local_coop")),
         (["--config=configs/missing.py"], ("no file 'configs/missing.py'", "give FILE.py")),
         (["--rounds=3"], ("'--rounds=3'", "--config.KEY=VALUE")),
