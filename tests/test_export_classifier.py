@@ -28,7 +28,6 @@ from fedrsclip_jax.export.pictures import take
 from fedrsclip_jax.export.torch_classifier import Classifier
 from fedrsclip_jax.finished import open_run, restore
 from fedrsclip_jax.progress import Progress
-from tests.conftest import REPOSITORY
 from tests.runs import ACCENTS, LONG, PLAIN, ROUNDS, finished
 
 QUIET = Progress(quiet=True)
@@ -342,31 +341,6 @@ def test_an_export_that_fails_its_check_leaves_nothing(hub, tiny_folder, tmp_pat
         with pytest.raises(CheckError, match=words):
             export(Request(workdir, kind, tmp_path / "out"), [], Swap(quiet=True))
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.long
-def test_without_pytorch_what_can_be_written_is_unverified(tiny_folder, tmp_path):
-    workdir = finished(tmp_path / "run", tiny_folder)
-    code = "import sys; sys.modules['torch'] = None; from fedrsclip_jax.cli import main; sys.exit(main(sys.argv[1:]))"
-
-    def started(kind: str):
-        words = ["export", "--quiet", f"--workdir={workdir}", f"--format={kind}", f"--output={tmp_path / kind}"]
-        return subprocess.run(
-            [sys.executable, "-c", code, *words], cwd=REPOSITORY, capture_output=True, text=True, timeout=300
-        )
-
-    for kind in ("classifier", "safetensors"):
-        done = started(kind)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.splitlines()[-1].startswith(
-            f"{kind} in {tmp_path / kind}, not verified: PyTorch is not installed"
-        )
-        certificate = json.loads((tmp_path / kind / "certificate.json").read_text())
-        assert certificate["verified"] is False
-        assert "max_abs_difference" not in certificate
-    done = started("coop")
-    assert done.returncode == 2
-    assert "pip install fedrsclip_jax[torch]" in done.stderr
 
 
 # The folder --------------------------------------------------------------------------------------------

@@ -68,6 +68,5 @@ def references(size: int) -> list[UInt8[np.ndarray, "_h _w 3"]]:
     pictures = []
     for number in range(1, _REFERENCES + 1):
         y, x, channel = np.ogrid[: size + 7 * number, : size + 16 * number, :3]
-        waves = np.sin(y * y / (3.0 * size)) + np.sin(number * x / 5.0 + channel)
-        pictures.append(np.rint(255 * (waves + 2) / 4).astype(np.uint8))
+        pictures.append(((3 * y * y // size + number * x + 85 * channel) % 256).astype(np.uint8))
     return pictures

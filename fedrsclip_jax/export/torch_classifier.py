@@ -107,8 +107,10 @@ def _rgb(image: Any) -> Any:
     import numpy as np
     from PIL import Image  # transformers' own load_image turns pictures by their EXIF, unlike training
 
-    picture = Image.open(image) if isinstance(image, (str, Path)) else image
-    picture = picture if isinstance(picture, Image.Image) else Image.fromarray(np.asarray(picture))
+    if isinstance(image, (str, Path)):
+        with Image.open(image) as opened:
+            return _rgb(opened)
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
     if picture.mode.startswith("I") or picture.mode == "F":
         counts = np.nan_to_num(np.asarray(picture, np.float64), posinf=0.0, neginf=0.0)
         low, high = np.percentile(counts, (2, 98))
