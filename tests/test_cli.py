@@ -74,7 +74,7 @@ def test_every_verb_has_an_example_that_it_takes(verb, capsys, spoken):
     examples = [line for line in capsys.readouterr().out.splitlines() if line.startswith("example: ")]
     assert examples
     for example in examples:
-        assert example.startswith(f"example: fedrsclip {verb} --")
+        assert example.startswith(f"example: fedrsclip {verb} ")
         assert cli.main(shlex.split(example.removeprefix("example: fedrsclip "))) == 0
     assert [call[0] for call in spoken] == [verb] * len(examples)
 
