@@ -305,8 +305,8 @@ def _entry(cache_dir: Path, identity: dict[str, Any], job: _Job) -> tuple[np.nda
                 found = _open(folder, identity, len(job.source))
                 if found is None:
                     raise RuntimeError(f"feature cache entry {folder} is damaged right after it was written")
-    with contextlib.suppress(OSError):
-        os.utime(folder / "key.json")  # when it was used last: see `caches`
+    with contextlib.suppress(OSError):  # when it was used last, for `caches`; also where the system does not note that
+        os.utime(folder / "key.json", (time.time(), (folder / "key.json").stat().st_mtime))
     features, readable = found
     if not readable.all() and not job.skip_unreadable:
         i = int(np.argmin(readable))

@@ -74,7 +74,7 @@ def test_more_rounds_change_no_line(train, here, kind):
 
 def test_lines_of_an_older_version_stay_and_are_not_compared_with_later_ones(train, here, monkeypatch):
     """These scored the virtual clients that any round of the run would draw, and did not say so."""
-    real = experiment._brief
+    real = experiment.brief
 
     def brief(scores):
         line = {part: value for part, value in real(scores).items() if part in ("global", "personalised")}
@@ -82,7 +82,7 @@ def test_lines_of_an_older_version_stay_and_are_not_compared_with_later_ones(tra
 
     flags = ("--config.partition.kind=virtual", *KINDS["virtual"])
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "_brief", brief)
+        patch.setattr(experiment, "brief", brief)
         before = train("run", 1, *flags, "--config.eval.split=validation")
     after = train("run", 2, *flags, "--config.eval.split=validation")
     assert after[:1] == before

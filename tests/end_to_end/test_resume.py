@@ -218,14 +218,14 @@ def test_the_best_by_validation_is_kept_apart(train, tmp_path, capfd):
 def test_the_best_outlives_a_kill_after_a_better_one(train, tmp_path, monkeypatch):
     """A better one that no checkpoint knows of is taken back, and the one before it is still there."""
     means = iter([0.1, 0.5, 0.2, 0.6, 0.3, 0.4])
-    real = experiment._brief
+    real = experiment.brief
 
     def brief(scores):
         line = real(scores)
         line["personalised"]["mean"] = next(means)
         return line
 
-    monkeypatch.setattr(experiment, "_brief", brief)
+    monkeypatch.setattr(experiment, "brief", brief)
     flags = ("--config.eval.split=validation", "--config.eval.every=1", "--config.checkpoint.every=3")
     advance = Federation.advance
 
