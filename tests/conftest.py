@@ -38,6 +38,18 @@ TINY_CAPTIONS = (
 )
 
 
+def pytest_addoption(parser):
+    parser.addoption("--nightly", action="store_true", help="run soak tests as well, which take minutes each")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--nightly"):
+        soak = pytest.mark.skip(reason="a soak test, which --nightly runs")
+        for item in items:
+            if item.get_closest_marker("nightly"):
+                item.add_marker(soak)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def feature_cache(tmp_path_factory):
     """The feature cache of all tests, and of processes that they start: a fresh folder."""

@@ -25,6 +25,8 @@ from fedrsclip_jax.federated.aggregate import (
 from fedrsclip_jax.federated.mesh import AXIS, SAME, SPLIT, make_mesh, spread
 from fedrsclip_jax.federated.sums import ordered_weighted_sum, weighted_sum
 
+pytestmark = pytest.mark.newest
+
 PLANS = {
     "mean": ServerPlan("mean"),
     "norm_clipped_mean": ServerPlan("norm_clipped_mean", client_norm=3.0),

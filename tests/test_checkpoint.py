@@ -13,6 +13,8 @@ from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.federated.aggregate import ServerPlan, start_server, step_server
 from fedrsclip_jax.federated.population import Population
 
+pytestmark = pytest.mark.newest
+
 PLAN = ServerPlan(optimizer="momentum")
 
 

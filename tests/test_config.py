@@ -12,6 +12,8 @@ from fedrsclip_jax import nearest
 from fedrsclip_jax.config import Config, PretrainConfig, digest, keys, load_file, resolve, to_dict
 from fedrsclip_jax.errors import InputError
 
+pytestmark = pytest.mark.newest
+
 
 @pytest.fixture
 def config_file(tmp_path):

@@ -16,6 +16,8 @@ from fedrsclip_jax.federated.round import run_rounds
 from fedrsclip_jax.methods import METHODS
 from tests import toy
 
+pytestmark = pytest.mark.newest
+
 OFFSETS = np.concatenate([[0], np.cumsum(toy.COUNTS)])
 IMAGES = np.arange(OFFSETS[-1], dtype=np.int32)
 PARTIAL = {"cohort": "4", "dropout": "0.3"}

@@ -10,6 +10,8 @@ from fedrsclip_jax.data.partition import Partition
 from fedrsclip_jax.federated.engine import FEATURES_SHARE
 from tests import toy
 
+pytestmark = pytest.mark.newest
+
 EMBED = 16
 OFFSETS = np.concatenate([[0], np.cumsum(toy.COUNTS)])
 

@@ -12,7 +12,11 @@ from fedrsclip_jax.federated.together import Together, devices_of_a_run, run_tog
 from fedrsclip_jax.methods import METHODS
 from tests import toy
 
+pytestmark = pytest.mark.newest
+
 SAME = 1e-5  # on prompts: the same sums, in programs that order them differently
+# Steps carry a difference on and can make it grow: seen is 2e-5 of the largest movement (fifteen steps, JAX 0.12).
+OF_MOVEMENT = 3e-5
 IMAGES = np.arange(sum(toy.COUNTS), dtype=np.int32)
 RUNS = (
     {"method.pacl_weight": "0.0"},
@@ -52,12 +56,17 @@ def finish_together(engines: list[Engine], rounds: int = 5) -> list[list]:
     return done
 
 
-def check_same(one: Engine, other: Engine) -> None:
-    state, expected = one.population.state(), other.population.state()
-    np.testing.assert_array_equal(state["ids"], expected["ids"])
-    pairs = ((one.server, other.server), (state["leaves"], expected["leaves"]))
-    for ours, theirs in pairs:
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=SAME), ours, theirs)
+def check_same(one: Engine, other: Engine, start: Engine) -> None:
+    """`start` is as they were before their first round, and tells how far they have moved."""
+    ids = one.population.state()["ids"]
+    np.testing.assert_array_equal(ids, other.population.state()["ids"])
+
+    def close(ours, theirs, first):
+        moved = np.max(np.abs(np.asarray(theirs) - np.asarray(first)), initial=0)
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=max(SAME, OF_MOVEMENT * moved))
+
+    jax.tree.map(close, one.server, other.server, start.server)
+    jax.tree.map(close, *(each.population.gather(ids) for each in (one, other, start)))
 
 
 @pytest.mark.parametrize("devices", [1, 8])
@@ -81,7 +90,7 @@ def test_together_is_alone(frozen, keys, devices, monkeypatch):
     for turn, (run, done, own) in enumerate(zip(runs, together, RUNS, strict=True)):
         alone = engine(frozen, 1, turn, **keys, **own)
         expected = finish(alone.advance)
-        check_same(run, alone)
+        check_same(run, alone, engine(frozen, 1, turn, **keys, **own))
         for ours, theirs in zip(done, expected, strict=True):
             assert ours.figures == pytest.approx(theirs.figures, rel=1e-4, abs=1e-5)
             assert (ours.clients, ours.answered, ours.steps) == (theirs.clients, theirs.answered, theirs.steps)
@@ -110,7 +119,7 @@ def test_lanes_of_all_runs_have_to_fit(frozen, monkeypatch):
     together.advance(1, 1)
     alone = engine(frozen, 1, **keys, **RUNS[0])
     alone.advance(1, 1)
-    check_same(runs[0], alone)
+    check_same(runs[0], alone, engine(frozen, 1, **keys, **RUNS[0]))
 
 
 def test_only_the_devices_that_are_given_are_used(frozen):
@@ -129,7 +138,7 @@ def test_a_run_that_diverges_stands_still_and_the_others_go_on(frozen):
     assert diverged.before == []
     alone = engine(frozen, 1)
     alone.advance(1, 1)
-    check_same(runs[0], alone)
+    check_same(runs[0], alone, engine(frozen, 1))
     fresh = engine(frozen, 1, **broken)
     jax.tree.map(np.testing.assert_array_equal, runs[1].server.shared, fresh.server.shared)
 

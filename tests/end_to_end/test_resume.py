@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,30 @@ def train(tiny_folder, tmp_path, capfd):
     return run
 
 
+@pytest.fixture(scope="module")
+def finished(tiny_folder, tmp_path_factory):
+    """The folder of a finished run with some flags, trained once; for reading alone."""
+
+    @cache
+    def run(*flags: str) -> Path:
+        folder = tmp_path_factory.mktemp("finished") / "run"
+        words = ("train", "--quiet", *SMALL, f"--config.backbone={tiny_folder}", f"--workdir={folder}")
+        assert cli.main([*words, *flags]) == 0
+        return folder
+
+    return run
+
+
+@pytest.fixture
+def given(finished, tmp_path):
+    """A finished run to go on with or to damage: a copy in `tmp_path`."""
+
+    def copied(name: str, *flags: str) -> None:
+        shutil.copytree(finished(*flags), tmp_path / name)
+
+    return copied
+
+
 def left(workdir: Path) -> dict:
     """What a run leaves that has to be the same, whenever it was stopped."""
     summary = json.loads((workdir / "summary.json").read_text())
@@ -93,9 +118,9 @@ def check_refused(answer: tuple[int, str], *words: str) -> None:
     ],
     ids=["fedrsclip", "cohorts and optimisers with state", "nothing shared"],
 )
-def test_more_rounds_go_on_as_if_they_had_been_asked_for_at_once(train, tmp_path, flags):
-    assert train("whole", *flags) == (0, "")
-    assert train("parts", *flags, "--config.rounds=2") == (0, "")
+def test_more_rounds_go_on_as_if_they_had_been_asked_for_at_once(train, given, tmp_path, flags):
+    given("whole", *flags)
+    given("parts", *flags, "--config.rounds=2")
     before = (tmp_path / "parts" / "summary.json").read_text()
     assert train("parts", *flags, "--config.rounds=4", "--config.eval.every=1", "--config.checkpoint.keep=1")[0] == 0
     assert before != (tmp_path / "parts" / "summary.json").read_text()
@@ -110,8 +135,8 @@ def test_more_rounds_go_on_as_if_they_had_been_asked_for_at_once(train, tmp_path
     }
 
 
-def test_a_finished_run_is_left_as_it_is(train, tmp_path):
-    assert train("run")[0] == 0
+def test_a_finished_run_is_left_as_it_is(train, given, tmp_path):
+    given("run")
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if "checkpoints" in path.parts}
     before = left(tmp_path / "run")
     assert train("run")[0] == 0
@@ -120,10 +145,10 @@ def test_a_finished_run_is_left_as_it_is(train, tmp_path):
 
 
 @pytest.mark.parametrize(("devices", "ordered"), [("4", "true"), ("1", "true"), ("1", "false")])
-def test_on_another_number_of_devices(train, tmp_path, devices, ordered):
+def test_on_another_number_of_devices(train, given, tmp_path, devices, ordered):
     flags = (f"--config.spmd.ordered_reduce={ordered}",)
-    assert train("whole", *flags)[0] == 0
-    assert train("parts", *flags, "--config.rounds=2")[0] == 0
+    given("whole", *flags)
+    given("parts", *flags, "--config.rounds=2")
     assert train("parts", *flags, f"--config.spmd.devices={devices}")[0] == 0
     whole, parts = left(tmp_path / "whole"), left(tmp_path / "parts")
     assert parts["devices"] == int(devices)
@@ -136,10 +161,10 @@ def test_on_another_number_of_devices(train, tmp_path, devices, ordered):
         assert json.loads(ours)["loss"] == pytest.approx(json.loads(theirs)["loss"], abs=1e-6)
 
 
-def test_a_comparison_goes_on_with_what_is_left_to_do(train, tmp_path):
+def test_a_comparison_goes_on_with_what_is_left_to_do(train, given, tmp_path):
     rows = ("--config.seeds=2", "--config.baselines=promptfl")
     assert train("whole", *rows)[0] == 0
-    assert train("parts")[0] == 0
+    given("parts")
     first = left(tmp_path / "parts")
     assert train("parts", *rows)[0] == 0
     assert left(tmp_path / "parts") == first
@@ -199,7 +224,7 @@ def test_prompts_that_changed_since_the_start(train, tmp_path, capfd):
     assert not kept.exists()
 
 
-def test_the_best_by_validation_is_kept_apart(train, tmp_path, capfd):
+def test_the_best_by_validation_is_kept_apart(train, given, tmp_path, capfd):
     assert train("run", "--config.eval.split=validation", "--config.eval.every=1")[0] == 0
     summary = left(tmp_path / "run")
     means = [json.loads(line)["personalised"]["mean"] for line in summary["lines"].splitlines()]
@@ -209,7 +234,7 @@ def test_the_best_by_validation_is_kept_apart(train, tmp_path, capfd):
     words = ("export", "--quiet", f"--workdir={tmp_path / 'run'}", "--format=safetensors", "--checkpoint=best")
     assert cli.main([*words, f"--output={tmp_path / 'out'}"]) == 0
     assert json.loads((tmp_path / "out" / "certificate.json").read_text())["run"]["round"] == best
-    assert train("test")[0] == 0
+    given("test")
     assert left(tmp_path / "test")["best_round"] is None
     assert cli.main([*words, f"--workdir={tmp_path / 'test'}", f"--output={tmp_path / 'none'}"]) == 2
     assert "eval.split = validation" in capfd.readouterr().err
@@ -286,8 +311,8 @@ def test_a_finished_run_is_not_taken_for_one_of_other_settings(train, tmp_path):
     ["server.optimizer=adam", "method.name=promptfl", "method.context_tokens=3"],
     ids=lambda changed: changed.partition("=")[0],
 )
-def test_what_changes_the_arrays_of_a_run_cannot_be_allowed(train, tmp_path, changed):
-    assert train("run", "--config.rounds=2")[0] == 0
+def test_what_changes_the_arrays_of_a_run_cannot_be_allowed(train, given, tmp_path, changed):
+    given("run", "--config.rounds=2")
     key = changed.partition("=")[0]
     check_refused(train("run", f"--config.{changed}", f"--allow-changed={key}"), "cannot be changed within a run")
     assert train("run")[0] == 0, "and nothing is lost"
@@ -300,8 +325,8 @@ def test_what_a_start_left_that_was_killed_at_once_is_no_obstacle(train, tmp_pat
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "{"])
-def test_a_folder_whose_files_make_no_sense_is_refused(train, tmp_path, content):
-    assert train("run", "--config.rounds=1")[0] == 0
+def test_a_folder_whose_files_make_no_sense_is_refused(train, given, tmp_path, content):
+    given("run", "--config.rounds=1")
     for name in ("summary.json", "identity.json", "config.json"):
         kept = (tmp_path / "run" / name).read_text()
         (tmp_path / "run" / name).write_text(content)
@@ -310,10 +335,10 @@ def test_a_folder_whose_files_make_no_sense_is_refused(train, tmp_path, content)
         (tmp_path / "run" / name).write_text(kept)
 
 
-def test_a_disk_that_refuses_to_write_is_told_in_a_line(train, tmp_path, monkeypatch):
+def test_a_disk_that_refuses_to_write_is_told_in_a_line(train, given, tmp_path, monkeypatch):
     """As on a full disk, for those who may not mount one."""
-    assert train("run", "--config.rounds=2")[0] == 0
-    assert train("whole")[0] == 0
+    given("run", "--config.rounds=2")
+    given("whole")
 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -328,8 +353,8 @@ def test_a_disk_that_refuses_to_write_is_told_in_a_line(train, tmp_path, monkeyp
     assert left(tmp_path / "run") == left(tmp_path / "whole")
 
 
-def test_another_configuration_is_refused_unless_it_is_meant(train, tmp_path):
-    assert train("run", "--config.rounds=2")[0] == 0
+def test_another_configuration_is_refused_unless_it_is_meant(train, given, tmp_path):
+    given("run", "--config.rounds=2")
     changed = ("--config.local.learning_rate=0.01", "--config.seed=0", "--config.method.pacl_weight=0.2")
     check_refused(
         train("run", *changed),
@@ -345,8 +370,8 @@ def test_another_configuration_is_refused_unless_it_is_meant(train, tmp_path):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["local"]["learning_rate"] == 0.01
 
 
-def test_other_images_and_another_backbone_are_refused(train, tiny_folder, tmp_path):
-    assert train("run", "--config.rounds=2")[0] == 0
+def test_other_images_and_another_backbone_are_refused(train, given, tiny_folder, tmp_path):
+    given("run", "--config.rounds=2")
     shutil.copytree(tiny_folder, tmp_path / "moved")
     moved = f"--config.backbone={tmp_path / 'moved'}"
     assert train("run", "--config.rounds=3", moved)[0] == 0, "the same weights in another place are the same"
@@ -396,9 +421,9 @@ def flip(file: Path) -> None:
 
 @noisy
 @pytest.mark.parametrize("damage", [truncate, flip, Path.unlink], ids=["truncated", "one bit", "missing"])
-def test_a_damaged_checkpoint_is_passed_over_for_a_sound_one(train, tmp_path, caplog, damage):
-    assert train("whole")[0] == 0
-    assert train("run", "--config.rounds=4")[0] == 0
+def test_a_damaged_checkpoint_is_passed_over_for_a_sound_one(train, given, tmp_path, caplog, damage):
+    given("whole")
+    given("run", "--config.rounds=4")
     newest = tmp_path / "run" / "checkpoints" / "4"
     file = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     damage(file)
@@ -409,10 +434,10 @@ def test_a_damaged_checkpoint_is_passed_over_for_a_sound_one(train, tmp_path, ca
 
 
 @noisy
-def test_no_file_of_a_checkpoint_can_be_lost_unnoticed(train, tmp_path):
+def test_no_file_of_a_checkpoint_can_be_lost_unnoticed(train, given, tmp_path):
     """Each file in turn: the run goes on from the one before, or what the file held was not needed."""
-    assert train("whole")[0] == 0
-    assert train("run", "--config.rounds=4")[0] == 0
+    given("whole")
+    given("run", "--config.rounds=4")
     kept = tmp_path / "kept"
     shutil.copytree(tmp_path / "run", kept)
     files = [path.relative_to(kept) for path in (kept / "checkpoints" / "4").rglob("*") if path.is_file()]
@@ -426,8 +451,8 @@ def test_no_file_of_a_checkpoint_can_be_lost_unnoticed(train, tmp_path):
 
 
 @noisy
-def test_without_a_sound_checkpoint_nothing_is_overwritten(train, tmp_path):
-    assert train("run", "--config.rounds=2")[0] == 0
+def test_without_a_sound_checkpoint_nothing_is_overwritten(train, given, tmp_path):
+    given("run", "--config.rounds=2")
     for file in (tmp_path / "run" / "checkpoints").rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
@@ -448,7 +473,7 @@ def test_a_run_that_diverges_keeps_its_last_sound_state(train, tmp_path):
 
 
 @noisy
-def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(tiny_folder, tmp_path, train):
+def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(tiny_folder, tmp_path, train, given):
     """On a real file system that is too small for what the run writes."""
     small = tmp_path / "small"
     small.mkdir()
@@ -463,7 +488,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(tiny_folder, t
         check_refused(train("small/run"), "make room")
         (small / "filler").unlink()
         assert train("small/run")[0] == 0
-        assert train("whole")[0] == 0
+        given("whole")
         assert left(small / "run") == left(tmp_path / "whole")
     finally:
         subprocess.run(["umount", "-l", str(small)], check=True)
@@ -512,9 +537,10 @@ def test_a_signal_saves_the_run_and_says_how_to_go_on(tiny_folder, tmp_path, fea
 
 
 @pytest.mark.long
-def test_a_run_that_is_killed_at_any_moment_ends_in_the_same_bits():
+@pytest.mark.parametrize("times", [5, pytest.param(50, marks=pytest.mark.nightly)])
+def test_a_run_that_is_killed_at_any_moment_ends_in_the_same_bits(times):
     from tests.faults.kill import kill
 
-    survived, went_on = kill(5, seed=int(time.time()))
-    assert sum(survived.values()) == 5
+    survived, went_on = kill(times, seed=int(time.time()))
+    assert sum(survived.values()) == times
     assert went_on > 0

@@ -61,6 +61,7 @@ def read(workdir: Path, name: str = "summary.json"):
     return json.loads((workdir / name).read_text())
 
 
+@pytest.mark.newest
 def test_the_folder_of_a_run_keeps_its_contract(train, capsys):
     workdir = train("run", "--config.seeds=2", "--config.baselines=promptfl,local_coop")
     printed = capsys.readouterr().out
@@ -325,7 +326,7 @@ def test_no_image_of_aid_is_in_both_pretraining_and_federation():
     assert abs(len(halves["pretrain_aid"]) - 5000) <= 30  # half of each of 30 classes
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 def test_the_quickstart_shows_what_it_promises(tmp_path):
     """Shipped as it is: personal prompts lead PromptFL, and PromptFL leads zero-shot, by three points and more."""
     workdir = tmp_path / "quickstart"
