@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     )
     configured(train, default="configs/quickstart.py")
     train.add_argument(
-        "--workdir", type=Path, help="folder for results, new or of a run to go on with; default runs/NAME-TIME"
+        "--workdir", type=_path, help="folder for results, new or of a run to go on with; default runs/NAME-TIME"
     )
     train.add_argument(
         "--allow-changed",
@@ -92,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
         "--config.sweep.seeds=3",
     )
     configured(sweep)
-    sweep.add_argument("--workdir", type=Path, help="folder for results, new or of a sweep to go on with")
+    sweep.add_argument("--workdir", type=_path, help="folder for results, new or of a sweep to go on with")
     sweep.add_argument("--allow-changed", metavar="KEY,...", default="", help="as of train, of each run")
 
     evaluate = verb(
@@ -103,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
         "fedrsclip evaluate --workdir=runs/chosen --checkpoint=best --split=test",
         "fedrsclip evaluate --workdir=runs/aid --config.data.source=folder:moved/aid",
     )
-    evaluate.add_argument("--workdir", type=Path, required=True, help="folder of a run")
+    evaluate.add_argument("--workdir", type=_path, required=True, help="folder of a run")
     evaluate.add_argument("--checkpoint", metavar="N|best", default="last", help="as of export")
     evaluate.add_argument(
         "--split",
@@ -120,13 +120,13 @@ def parser() -> argparse.ArgumentParser:
         "fedrsclip export --workdir=runs/aid --format=classifier --output=classifier",
         "fedrsclip export --workdir=runs/aid --format=fedotp --all-clients --output=prompts",
     )
-    export.add_argument("--workdir", type=Path, required=True, help="folder of a run")
+    export.add_argument("--workdir", type=_path, required=True, help="folder of a run")
     export.add_argument(
         "--format",
         required=True,
         help="prompts: coop, fedotp, flip, fedtpg, safetensors; for inference: classifier, onnx; the CLIP: huggingface",
     )
-    export.add_argument("--output", type=Path, required=True, help="new folder")
+    export.add_argument("--output", type=_path, required=True, help="new folder")
     export.add_argument("--client", type=int, metavar="K", help="the model of client K; default the federation's")
     export.add_argument("--all-clients", action="store_true", help="the model of each client, below OUTPUT/client_K")
     export.add_argument(
@@ -145,8 +145,8 @@ def parser() -> argparse.ArgumentParser:
         "fedrsclip verify classifier",
         "fedrsclip verify prompts --workdir=runs/aid",
     )
-    verify.add_argument("folder", type=Path, metavar="DIR", help="what export has written")
-    verify.add_argument("--workdir", type=Path, help="folder of the run; prompts and a CLIP are compared with it alone")
+    verify.add_argument("folder", type=_path, metavar="DIR", help="what export has written")
+    verify.add_argument("--workdir", type=_path, help="folder of the run; prompts and CLIPs are compared with it alone")
 
     predict = verb(
         "predict",
@@ -161,12 +161,12 @@ def parser() -> argparse.ArgumentParser:
         "images are. The last tile of a line or column is shifted inside, so that it ends at the border. 8-bit data\n"
         "are taken as they are, others scaled by the percentiles 2 and 98 of each band. Scenes need the extra `geo`."
     )
-    predict.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="image, or folder of images at any depth")
-    predict.add_argument("--workdir", type=Path, required=True, help="folder of a run")
+    predict.add_argument("paths", type=_path, nargs="+", metavar="PATH", help="image, or folder of images at any depth")
+    predict.add_argument("--workdir", type=_path, required=True, help="folder of a run")
     predict.add_argument("--client", type=int, metavar="K", help="the model of client K; default the federation's")
     predict.add_argument("--checkpoint", metavar="N|best", default="last", help="as of export")
     predict.add_argument("--format", default="csv", help="csv (default) or jsonl, a JSON object a line")
-    predict.add_argument("--output", type=Path, metavar="FILE", help="default standard output")
+    predict.add_argument("--output", type=_path, metavar="FILE", help="default standard output")
     predict.add_argument("--tile", type=int, metavar="PIXELS", help="side of a scene's tiles; default 256")
     predict.add_argument("--stride", type=int, metavar="PIXELS", help="between tiles; default the tile's side")
     predict.add_argument("--bands", metavar="R,G,B", help="of a scene, from 1, one or three; default 1,2,3, or 1")
@@ -180,7 +180,7 @@ def parser() -> argparse.ArgumentParser:
         "fedrsclip pretrain --config=configs/pretrain_aid.py:photographs --config.epochs=40 --workdir=runs/own_clip",
     )
     configured(pretrain)
-    pretrain.add_argument("--workdir", type=Path, help="new folder for the CLIP; default runs/NAME-TIME")
+    pretrain.add_argument("--workdir", type=_path, help="new folder for the CLIP; default runs/NAME-TIME")
 
     report = verb(
         "report",
@@ -189,11 +189,15 @@ def parser() -> argparse.ArgumentParser:
         "fedrsclip report --workdir=runs/aid --workdir=runs/aid/compared/promptfl-seed0 --output=both.html",
     )
     report.add_argument(
-        "--workdir", type=Path, required=True, action="append", help="folder of a run or sweep; several runs: once each"
+        "--workdir",
+        type=_path,
+        required=True,
+        action="append",
+        help="folder of a run or sweep; several runs: one each",
     )
     report.add_argument(
         "--output",
-        type=Path,
+        type=_path,
         metavar="FILE.html",
         help="new file, needed for several runs; default report.html in the folder",
     )
@@ -210,7 +214,7 @@ def parser() -> argparse.ArgumentParser:
         "written A,B; default that of the configuration",
     )
     data.add_argument("--config", metavar="FILE[:ARG]", help="configuration; default the keys' own defaults")
-    data.add_argument("--output", type=Path, metavar="FILE.png", help="picture of clients and classes")
+    data.add_argument("--output", type=_path, metavar="FILE.png", help="picture of clients and classes")
 
     cache = verb(
         "cache",
@@ -227,6 +231,11 @@ def parser() -> argparse.ArgumentParser:
     cache.add_argument("--days", type=float, metavar="N", help="with --trim; default 30, and 0 deletes everything")
     cache.add_argument("--most", type=float, metavar="GIB", help="with --trim: of more, the longest unused go as well")
     return whole
+
+
+def _path(text: str) -> Path:
+    """A place; a shell leaves `~` as it is behind `--workdir=`."""
+    return Path(text).expanduser()
 
 
 def overrides(rest: Sequence[str]) -> list[tuple[str, str]]:

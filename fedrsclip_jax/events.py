@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedrsclip_jax import distributed
-from fedrsclip_jax.errors import InputError
+from fedrsclip_jax.errors import InputError, install
 
 FOLDER = "tensorboard"
 _NO_LOSS = {"round", "bytes_sent", "silent_rounds", "refused", "accuracy", "images", "loss"}
@@ -19,7 +19,7 @@ def check_installed() -> None:
         import tensorboardX  # noqa: F401
     except ImportError as error:
         raise InputError(
-            "--tensorboard needs the Python package tensorboardX; run `pip install fedrsclip_jax[tensorboard]`"
+            f"--tensorboard needs the Python package tensorboardX; run `{install('tensorboard')}`"
         ) from error
 
 

@@ -22,7 +22,7 @@ from fedrsclip_jax import distributed
 from fedrsclip_jax.checkpoint import FOLDER, Checkpoints
 from fedrsclip_jax.clip.model import CLIPConfig
 from fedrsclip_jax.config import Config
-from fedrsclip_jax.errors import InputError
+from fedrsclip_jax.errors import InputError, install
 from fedrsclip_jax.files import write_bytes
 
 KEPT = "initial_prompts.safetensors"
@@ -232,7 +232,7 @@ def _context(path: Path) -> np.ndarray:
         import torch
     except ImportError as error:
         raise InputError(
-            f"init_from: {path} needs PyTorch to be read; run `pip install fedrsclip_jax[torch]`, or give a prompt as "
+            f"init_from: {path} needs PyTorch to be read; run `{install('torch')}`, or give a prompt as "
             "safetensors:FILE"
         ) from error
     try:

@@ -123,6 +123,12 @@ def test_keys_do_not_hide_the_flag_that_they_begin_with(spoken):
     assert overrides == [("rounds", "3")]
 
 
+def test_home_is_found_behind_an_equals_sign(spoken, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert cli.main(["train", "--workdir=~/run"]) == 0
+    assert str(spoken[0][1].workdir) == "/home/somebody/run"
+
+
 def test_values_may_be_empty_or_negative(spoken):
     assert cli.main(["train", "--config.baselines=", "--config.partition.alpha", "-1"]) == 0
     assert spoken[0][2] == [("baselines", ""), ("partition.alpha", "-1")]

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from fedrsclip_jax.clip import huggingface
 from fedrsclip_jax.clip.huggingface import load_clip, read_config, resolve, save_clip, tensors, weights_digest
+from fedrsclip_jax.errors import install
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
@@ -112,7 +113,7 @@ def test_pytorch_file_of_an_older_repository(folder, refused):
 def test_pytorch_file_without_pytorch(tmp_path, refused, monkeypatch):
     # Only this reader is tried: transformers itself cannot be used any more once PyTorch is hidden from it.
     monkeypatch.setitem(sys.modules, "torch", None)
-    with refused("pytorch_model.bin", "pip install fedrsclip_jax[torch]"):
+    with refused("pytorch_model.bin", install("torch")):
         huggingface._TorchFile(tmp_path / "pytorch_model.bin")
 
 
@@ -300,3 +301,21 @@ def test_folder_is_taken_as_it_is(tiny_folder, monkeypatch):
     assert resolve(str(tiny_folder)) == tiny_folder
     monkeypatch.chdir(tiny_folder.parent)
     assert resolve(tiny_folder.name).samefile(tiny_folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("ViT-B/16", ("'ViT-B/16'", "openai/clip-vit-base-patch16")),
+        ("ViT-B-32", ("openai/clip-vit-base-patch32",)),
+        ("ViT-L/14@336px", ("openai/clip-vit-large-patch14-336",)),
+        ("runs/aid_clip", ("no folder runs/aid_clip", "fedrsclip pretrain --workdir=runs/aid_clip", "`tiny`")),
+        ("here/clip", ("no folder here/clip", "fedrsclip pretrain")),
+    ],
+)
+def test_a_backbone_that_people_call_otherwise_or_have_not_made_yet(name, words, refused, tmp_path, monkeypatch):
+    """No network is asked: the answer is not there."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    with refused("backbone: ", *words):
+        huggingface.resolve(name)

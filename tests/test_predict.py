@@ -17,6 +17,7 @@ from fedrsclip_jax.clip.huggingface import TINY
 from fedrsclip_jax.clip.preprocess import load_preprocess
 from fedrsclip_jax.data.decoding import decode
 from fedrsclip_jax.data.scenes import CLASSES, draw
+from fedrsclip_jax.errors import install
 from fedrsclip_jax.export.chosen import choose
 from fedrsclip_jax.finished import open_run, restore
 from fedrsclip_jax.predict.scene import Scene, starts
@@ -345,6 +346,6 @@ def test_a_folder_without_a_run_and_a_machine_without_rasterio(predict, monkeypa
     monkeypatch.setitem(sys.modules, "rasterio", None)  # importing it fails
     code, _, err = predict("scene.tif")
     assert (code, err.count("\n")) == (2, 1)
-    assert "pip install fedrsclip_jax[geo]" in err
+    assert install("geo") in err
     code, out, _ = predict("a.png")
     assert (code, len(rows(out))) == (0, 1)

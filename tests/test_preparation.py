@@ -15,6 +15,7 @@ from fedrsclip_jax.data.names import readable_name
 from fedrsclip_jax.data.preparation import prepare
 from fedrsclip_jax.data.published import PUBLISHED, published
 from fedrsclip_jax.data.tfds import Tfds, find_builder, manual_folder
+from fedrsclip_jax.errors import install
 from tests import lookalikes
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -132,7 +133,7 @@ def test_optimal31_with_a_class_too_few_or_too_many(tmp_path, refused):
 def test_without_tensorflow(tmp_path, refused, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)  # Python's way to say that there is none
     lookalikes.optimal31(tmp_path / "downloads" / "manual")
-    with refused("optimal31", "needs tensorflow", "pip install 'fedrsclip_jax[tfds]'"):
+    with refused("optimal31", "needs tensorflow", install("tfds")):
         prepare("optimal31", tmp_path)
 
 

@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch", reason="most of these files are PyTorch's")
 
 from safetensors.numpy import save_file
 
+from fedrsclip_jax.errors import install
 from fedrsclip_jax.export.chosen import choose
 from fedrsclip_jax.export.exporter import Request, export
 from fedrsclip_jax.export.layouts import file_of
@@ -268,7 +269,7 @@ def test_without_pytorch_it_says_what_to_install(tmp_path, refused, monkeypatch)
 
     path = saved(tmp_path / "file", SHARED)
     monkeypatch.setitem(sys.modules, "torch", None)
-    with refused(path, "pip install fedrsclip_jax[torch]", "safetensors:FILE"):
+    with refused(path, install("torch"), "safetensors:FILE"):
         read(f"coop:{path}")
 
 

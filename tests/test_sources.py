@@ -16,9 +16,9 @@ from PIL import Image
 from fedrsclip_jax.data.decoding import decode
 from fedrsclip_jax.data.folder import Folder
 from fedrsclip_jax.data.names import readable_name
-from fedrsclip_jax.data.sources import ImageSource, Subset, fingerprint, half, open_source
+from fedrsclip_jax.data.sources import ImageSource, Subset, fingerprint, half, named_spec, open_source, split_spec
 from fedrsclip_jax.data.tfds import Tfds
-from fedrsclip_jax.errors import InputError
+from fedrsclip_jax.errors import InputError, install
 
 AID = Path(__file__).resolve().parents[2] / "shared" / "data" / "aid"
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 12, 13, 3), dtype=np.uint8)
@@ -320,7 +320,7 @@ def test_refused_tfds(tmp_path):
         with refusal(
             name,
             "not prepared",
-            "fedrsclip_jax[tfds]",
+            install("tfds"),
             f"fedrsclip data --name={name} --config.data.tfds_dir={tmp_path}",
         ):
             Tfds(name, tmp_path)
@@ -350,3 +350,18 @@ def test_aid():
     assert sum(set(twins) <= set(part.indices.tolist()) for part in (pretrain, federate)) == 1
     counts = np.bincount(source.labels)
     assert (np.abs(np.bincount(pretrain.labels) - counts / 2) <= 1).all()
+
+
+def test_a_folder_may_be_given_by_its_path_alone_or_from_home(tmp_path, monkeypatch):
+    for name in ("river", "lake"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(2):
+            Image.new("RGB", (20, 20), (i, 0, 0)).save(tmp_path / "photos" / name / f"{i}.png")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for spec in (str(tmp_path / "photos"), "~/photos", "folder:~/photos"):
+        (one,) = split_spec(spec)
+        assert one.removeprefix("folder:") == spec.removeprefix("folder:")
+        source = open_source(one, scenes_count=32, scenes_size=32, scenes_domains=(), seed=0)
+        assert len(source) == 4
+    assert named_spec(f"{tmp_path / 'photos'},uc_merced") == f"folder:{tmp_path / 'photos'},tfds:uc_merced"
+    assert split_spec("scenes,folder:a,b,tfds:c") == ["scenes", "folder:a,b", "tfds:c"]

@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 from fedrsclip_jax.clip.model import CLIP, CLIPConfig
 from fedrsclip_jax.clip.precision import ARITHMETIC
 from fedrsclip_jax.clip.transformer import ACTIVATIONS, TowerConfig
-from fedrsclip_jax.errors import InputError
+from fedrsclip_jax.errors import InputError, install
 
 TINY = Path(__file__).parent.parent / "assets" / "tiny_clip"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -101,6 +101,23 @@ def tensors(config: CLIPConfig) -> Iterator[Tensor]:
     yield from linear(("vision", "projection"), "visual_projection", vision, config.embed, bias=False)
 
 
+def _letters(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
+
+
+# OpenAI's own names of its CLIPs, in letters and figures alone, and Hugging Face's.
+_OPENAI = {
+    _letters(f"{clip}{name}"): f"openai/clip-vit-{ours}"
+    for name, ours in {
+        "ViT-B/32": "base-patch32",
+        "ViT-B/16": "base-patch16",
+        "ViT-L/14": "large-patch14",
+        "ViT-L/14@336px": "large-patch14-336",
+    }.items()
+    for clip in ("", "CLIP-", "openai/")
+}
+
+
 def resolve(backbone: str) -> Path:
     """The folder of a backbone: `tiny`, a folder, or a Hugging Face name (downloaded once, then cached)."""
     if backbone == "tiny":
@@ -108,6 +125,14 @@ def resolve(backbone: str) -> Path:
     folder = Path(backbone).expanduser()
     if folder.is_dir():
         return folder
+    if known := _OPENAI.get(_letters(backbone)):
+        raise InputError(f"backbone: {backbone!r} is called {known} here, its Hugging Face name; give that")
+    below = len(folder.parts) > 1 and (folder.parts[0] == "runs" or folder.parent.is_dir())
+    if below and not folder.is_absolute():
+        raise InputError(
+            f"backbone: there is no folder {backbone}; make a CLIP there by `fedrsclip pretrain --workdir={backbone} "
+            "--config=FILE.py`, such as configs/pretrain_aid.py for configs/aid.py, or give `tiny`, which is embedded"
+        )
     if folder.is_absolute() or backbone.startswith(".") or backbone.count("/") != 1:
         raise InputError(
             f"backbone: {backbone!r} is no folder; give `tiny`, a folder with config.json and {WEIGHTS}, or a "
@@ -354,8 +379,7 @@ class _TorchFile:
             import torch
         except ImportError as error:
             raise InputError(
-                f"backbone: {file} needs PyTorch to be read; run `pip install fedrsclip_jax[torch]`, or give a folder "
-                f"with {WEIGHTS}"
+                f"backbone: {file} needs PyTorch to be read; run `{install('torch')}`, or give a folder with {WEIGHTS}"
             ) from error
         self._tensors = torch.load(file, map_location="cpu", weights_only=True)
 

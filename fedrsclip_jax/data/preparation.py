@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fedrsclip_jax.data.published import published
 from fedrsclip_jax.data.tfds import find_builder, manual_folder
-from fedrsclip_jax.errors import InputError
+from fedrsclip_jax.errors import InputError, install
 
 _ANSWER_SECONDS = 20
 
@@ -37,7 +37,7 @@ def prepare(name: str, data_dir: str | Path | None = None, *, quiet: bool = Fals
     # TFDS needs the second one too, and says so for old versions of Python only.
     for package in ("tensorflow", "importlib_resources"):
         if importlib.util.find_spec(package) is None:
-            raise InputError(f"preparing tfds:{name} needs {package}; pip install 'fedrsclip_jax[tfds]'")
+            raise InputError(f"preparing tfds:{name} needs {package}; {install('tfds')}")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
     import tensorflow_datasets as tfds

@@ -145,12 +145,22 @@ def open_source(
     raise InputError(f"data.source={spec!r} is not known; use scenes, folder:PATH or tfds:NAME")
 
 
+_KINDS = ("folder:", "tfds:")  # what stands before the place or the name of a source
+
+
 def split_spec(spec: str) -> list[str]:
     """The sources of `data.source`, which stand one after another with commas between; a path may hold commas."""
-    return re.split(r",(?=scenes(?:,|$)|folder:|tfds:)", spec)
+    return [_with_kind(one) for one in re.split(r",(?=scenes(?:,|$)|folder:|tfds:)", spec)]
 
 
 def named_spec(names: str) -> str:
     """`data.source` for names as a person gives them, with commas between: those of TFDS need no `tfds:`."""
-    known = ("folder:", "tfds:")
-    return ",".join(n if n == "scenes" or n.startswith(known) else f"tfds:{n}" for n in names.split(","))
+    given = [_with_kind(name) for name in names.split(",")]
+    return ",".join(name if name == "scenes" or name.startswith(_KINDS) else f"tfds:{name}" for name in given)
+
+
+def _with_kind(spec: str) -> str:
+    """A folder that is there may be given as its path alone."""
+    if spec == "scenes" or spec.startswith(_KINDS) or not spec or not Path(spec).expanduser().is_dir():
+        return spec
+    return f"folder:{spec}"

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from fedrsclip_jax.data.decoding import decode, unreadable
 from fedrsclip_jax.data.names import distinct, readable_name
 from fedrsclip_jax.data.published import published
-from fedrsclip_jax.errors import InputError
+from fedrsclip_jax.errors import InputError, install
 
 
 class Tfds:
@@ -33,7 +33,7 @@ class Tfds:
 
         builder = find_builder(name, data_dir)
         place = "" if data_dir is None else f" --config.data.tfds_dir={data_dir}"
-        remedy = f"prepare it with: pip install 'fedrsclip_jax[tfds]' && fedrsclip data --name={name}{place}"
+        remedy = f"prepare it with: {install('tfds')} && fedrsclip data --name={name}{place}"
         features = dict(builder.info.features or {})
         image, label = features.get("image"), features.get("label")
         if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):

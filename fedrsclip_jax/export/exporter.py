@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from fedrsclip_jax.config import Config
-from fedrsclip_jax.errors import InputError
+from fedrsclip_jax.errors import InputError, install
 from fedrsclip_jax.export import certificate, huggingface_folder
 from fedrsclip_jax.export.certificate import FILE, certify
 from fedrsclip_jax.export.chosen import Model, choose
@@ -96,8 +96,7 @@ def _check(request: Request) -> None:
             importlib.import_module(module)
         except ImportError as error:
             raise InputError(
-                f"--format={request.format} needs the Python package {module}; run `pip install "
-                f"fedrsclip_jax[{needs.extra}]`"
+                f"--format={request.format} needs the Python package {module}; run `{install(needs.extra)}`"
             ) from error
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from fedrsclip_jax.errors import InputError
+from fedrsclip_jax.errors import InputError, install
 
 OVERVIEW = 1024  # pixels of the longer side
 PERCENTILES = (2, 98)
@@ -46,7 +46,7 @@ def rasterio() -> Any:
     try:
         return importlib.import_module("rasterio")
     except ImportError as error:
-        raise InputError("a scene needs the Python package rasterio; run `pip install fedrsclip_jax[geo]`") from error
+        raise InputError(f"a scene needs the Python package rasterio; run `{install('geo')}`") from error
 
 
 def starts(size: int, tile: int, stride: int) -> list[int]:
