@@ -2,12 +2,14 @@
 
 import dataclasses
 import shutil
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 
 from fedrsclip_jax.clip.huggingface import read_config
-from fedrsclip_jax.clip.tokenizer import TEMPLATE, load_tokenizer, suffixes, tokenize, words
+from fedrsclip_jax.clip.tokenizer import TEMPLATE, load_tokenizer, name_and_stop, suffixes, tokenize, words
+from fedrsclip_jax.export.layouts import check_names
 from fedrsclip_jax.export.sequences import sequences
 
 NAMES = ("river", "storage tanks", "Café São João", "field (wet)", "forêt no. 7", "市")
@@ -59,6 +61,18 @@ def test_a_name_keeps_its_last_sign_where_the_context_parts_it_from_the_full_sto
         wanted = [config.sos_id, *[0] * before, *ids, *[0] * (4 - before), stop, config.eos_id]
         assert line[: len(wanted)].tolist() == wanted
         assert np.flatnonzero(gap).tolist() == [*range(1, 1 + before), *range(1 + before + len(ids), 5 + len(ids))]
+
+
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
+def test_prompts_are_not_exported_for_code_that_would_part_a_name_elsewhere(pair, position, refused):
+    """By what CoOp's code does: as many tokens of `name.` as the name has alone stand in front of the context."""
+    tokenizer, _ = pair
+    for name in NAMES:
+        ids, stop = name_and_stop(tokenizer, name, position)
+        length, together = len(words(tokenizer, name)), words(tokenizer, f"{name}.")
+        alike = position == "end" or (together[:length], together[length:]) == (ids, stop)
+        with nullcontext() if alike else refused("--format=coop", repr(name), "safetensors"):
+            check_names(tokenizer, [name], position, "coop")
 
 
 def test_no_letter_of_a_name_is_lost(pair):

@@ -15,12 +15,15 @@ run's method does, or, of a run of FedOTP, the mean of the prompts' logits on wh
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from safetensors.numpy import save_file
 
+from fedrsclip_jax.clip import tokenizer
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.export.chosen import Model
 from fedrsclip_jax.export.sequences import sequences
@@ -43,6 +46,7 @@ def check_single(model: Model, kind: str) -> None:
             f"--format={kind} holds one prompt, and {model.name} has two, whose {model.combine} are averaged; "
             "use --format=fedotp, safetensors or classifier"
         )
+    check_names(model.run.task.words, model.run.task.source.class_names, model.run.config.method.class_position, kind)
     position = model.run.config.method.class_position
     if kind == "fedtpg" and position != "end":
         raise InputError(
@@ -64,6 +68,25 @@ def check_pair(model: Model, kind: str) -> None:
         remedy = "name a client with --client=K" if method in ("fedrsclip", "fedotp") else "use --format=coop"
         raise InputError(
             f"--format={kind} holds a shared and a private prompt; {model.name} of {method} has one; {remedy}"
+        )
+    check_names(model.run.task.words, model.run.task.source.class_names, model.run.config.method.class_position, kind)
+
+
+def check_names(words: Any, names: Sequence[str], position: str, kind: str) -> None:
+    """Refuses class names whose tokens the other side parts at another place than ours.
+
+    CoOp's code, from which the others come, reads `name.` as one text and takes as many tokens for the name as it has
+    alone, so that a last sign and full stop that are one token stand in front of the context together.
+
+    Args:
+      words: the tokenizer.
+      position: of the name to the context.
+    """
+    joined = [name for name in names if not tokenizer.name_and_stop(words, name)[1]]
+    if position != "end" and joined:
+        raise InputError(
+            f"--format={kind}: of the class {joined[0]!r} the last sign and the full stop are one token, which CoOp's "
+            f"code does not part where method.class_position = {position!r}; use --format=safetensors or classifier"
         )
 
 

@@ -24,12 +24,15 @@ FIGURES = {
 }
 # The same of what is told where runs were asked for it.
 _MORE = {
+    "clients that took part": (("participants", "mean"), ("participants", "zero_shot", "mean")),
     "unseen clients": (("unseen", "global", "mean"), ("unseen", "zero_shot", "mean")),
     "new classes": (("base_to_new", "new"), ("base_to_new", "zero_shot", "new")),
     "harmonic mean": (("base_to_new", "harmonic_mean"), ("base_to_new", "zero_shot", "harmonic_mean")),
 }
 # Columns of `results.csv` that it has where a run was asked for them, and where they stand in `summary.json`.
 _BEYOND = {
+    "participants_own": ("participants", "mean"),
+    "participants_zero_shot": ("participants", "zero_shot", "mean"),
     "unseen_global": ("unseen", "global", "mean"),
     "unseen_zero_shot": ("unseen", "zero_shot", "mean"),
     "base": ("base_to_new", "base"),
