@@ -65,8 +65,9 @@ def parser() -> argparse.ArgumentParser:
         "fedrsclip train --config.rounds=5 --config.seeds=1",
         "fedrsclip train --config=configs/aid.py --config.backbone=runs/aid_clip --workdir=runs/aid",
         "fedrsclip train --config=configs/aid.py --config.data.source=folder:photographs --dry-run",
+        "fedrsclip train --workdir=runs/aid --config.rounds=200",
     )
-    configured(train, default="configs/quickstart.py")
+    configured(train, default="that of the run in --workdir, or configs/quickstart.py")
     train.add_argument(
         "--workdir", type=_path, help="folder for results, new or of a run to go on with; default runs/NAME-TIME"
     )

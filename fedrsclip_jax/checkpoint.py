@@ -21,7 +21,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from fedrsclip_jax import distributed
+from fedrsclip_jax import __version__, distributed, formats
 from fedrsclip_jax.errors import DISK_REFUSALS, InputError
 from fedrsclip_jax.federated.aggregate import Server
 from fedrsclip_jax.federated.population import Population
@@ -49,14 +49,14 @@ class Saved(NamedTuple):
       round: after which it was written.
       shared, optimizer: leaves of the server's state, in the order of its tree.
       population: as `Population.state()` gave it.
-      record: what else was saved, as JSON holds it.
+      record: what else was saved, as JSON holds it, in the present format.
     """
 
     round: int
     shared: list[np.ndarray]
     optimizer: list[np.ndarray]
     population: dict[str, Any]
-    record: dict[str, Any]
+    record: formats.Record
 
     def server(self, like: Server) -> Server:
         """The server's state, on the host, in the structure of one like it.
@@ -142,7 +142,8 @@ class Checkpoints:
         for what, tree in trees.items():
             state |= {f"{what}.{i:03d}": np.array(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
         state = {name: leaf for name, leaf in state.items() if leaf.size}  # Orbax knows no empty ones
-        written = {"sha256": _digest(state, record or {}), "record": record or {}}
+        stamped = formats.stamp(record or {})
+        written = {"sha256": _digest(state, stamped), "record": stamped}
         with self._writing():
             self._manager.save(
                 number,
@@ -166,7 +167,7 @@ class Checkpoints:
           which: `last`, which is the newest sound one, or a round.
 
         Raises:
-          InputError: there is no such checkpoint, or no sound one.
+          InputError: there is no such checkpoint, no sound one, or one of a newer format.
         """
         kept = self.rounds()
         if not kept:
@@ -178,21 +179,24 @@ class Checkpoints:
                     f"{', '.join(map(str, kept))}"
                 )
             kept = [int(which)]
+        reasons: list[str] = []
         for number in reversed(kept):
             try:
                 return self._read(number)
             except _Damaged as damaged:
+                reasons.append(str(damaged))
                 _log.warning("%s", damaged)
         raise InputError(
-            f"{self.folder}: no checkpoint can be read, of {', '.join(map(str, kept))}; they are damaged, or of "
-            "another version; delete the folder to start anew"
+            f"{self.folder}: no checkpoint can be read, of {', '.join(map(str, kept))} ({reasons[0]}); the run was "
+            f"written by fedrsclip_jax {formats.version_of(self.folder.parent)}, and this is {__version__}: use that "
+            "version if they differ, copy the folder again from where the run was trained, or name a new --workdir"
         )
 
     def newest(self) -> Saved | None:
         """The newest sound checkpoint; None where none was saved. Nothing is changed.
 
         Raises:
-          InputError: there are checkpoints, and none of them can be read.
+          InputError: there are checkpoints, and none of them can be read, or one is of a newer format.
         """
         self._owned = distributed.first()
         return self.restore() if self.rounds() else None
@@ -227,8 +231,10 @@ class Checkpoints:
                 args=ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(), _RECORD: ocp.args.JsonRestore()}),
             )
             state, written = found[_STATE], found[_RECORD]
-            sound = _digest(state, written["record"]) == written["sha256"]
-        except MemoryError:
+            # Before all else: what a newer version writes is not damaged where it is not understood.
+            record = formats.upgrade("checkpoint", written["record"], f"checkpoint {number} in {self.folder}")
+            sound = _is_sound(state, written)
+        except (MemoryError, InputError):
             raise
         except Exception as error:  # whatever a library makes of files that are cut off or gone
             if isinstance(error, OSError) and error.errno in _PASSING:
@@ -242,7 +248,7 @@ class Checkpoints:
             raise _Damaged(f"checkpoint {number} in {self.folder} does not hold what was saved")
         shared, optimizer, private = (_under(what, state) for what in ("shared", "optimizer", "private"))
         kept = {"ids": state.get("ids", np.zeros(0, np.int64)), "leaves": private}
-        return Saved(number, list(shared.values()), list(optimizer.values()), kept, written["record"])
+        return Saved(number, list(shared.values()), list(optimizer.values()), kept, record)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -287,9 +293,15 @@ def _under(what: str, state: dict[str, Any]) -> dict[str, np.ndarray]:
     return {str(i): np.asarray(state[name]) for i, name in enumerate(names)}
 
 
-def _digest(state: dict[str, Any], record: dict[str, Any]) -> str:
+def _is_sound(state: dict[str, Any], written: dict[str, Any]) -> bool:
+    """Whether a checkpoint holds what was saved; the first of those without a format number left the record out."""
+    record, sha256 = written["record"], written["sha256"]
+    return _digest(state, record) == sha256 or ("format" not in record and _digest(state, None) == sha256)
+
+
+def _digest(state: dict[str, Any], record: dict[str, Any] | None) -> str:
     """sha256 of all arrays with their names, types and shapes, and of the record as JSON."""
-    sha = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
+    sha = hashlib.sha256(b"" if record is None else json.dumps(record, sort_keys=True).encode())
     for name in sorted(state):
         array = np.ascontiguousarray(state[name])
         sha.update(f"{name} {array.dtype} {array.shape}".encode())

@@ -12,12 +12,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fedrsclip_jax import distributed, events, experiment, workdir
+from fedrsclip_jax import distributed, events, experiment, formats, workdir
 from fedrsclip_jax.config import Config, digest, to_dict
 from fedrsclip_jax.errors import CheckError
 from fedrsclip_jax.federated.engine import Diverged
 from fedrsclip_jax.federated.mesh import make_mesh
-from fedrsclip_jax.files import write_json
 from fedrsclip_jax.interrupt import Interrupt
 from fedrsclip_jax.methods import TITLES
 from fedrsclip_jax.progress import Progress
@@ -117,6 +116,8 @@ def compare(
         if dead:
             progress.say(f"{folder}: taken over from {dead}, which is dead")
         planned.check_earlier(allowed)  # before the images are encoded, too
+        with distributed.together():
+            formats.write(folder / workdir.STUDY, {"config": to_dict(config)})
         began = time.perf_counter()
         features = encode_images(config, planned.task, progress, interrupt)
         encode_seconds = time.perf_counter() - began
@@ -153,9 +154,9 @@ def compare(
         as_shown = {name: summaries[name] for name in reversed(summaries)}
         result = {"config": to_dict(config), **tabulate(as_shown, config.method.name, diverged)}
         with distributed.together():
-            write_json(folder / "comparison.json", result)
+            formats.write(folder / "comparison.json", result)
             if not (folder / "config.json").is_file():  # the run of `folder` itself had no sound round, and left none
-                write_json(folder / "config.json", to_dict(planned.runs[0][0]))
+                formats.write(folder / "config.json", to_dict(planned.runs[0][0]))
             write_report(folder)  # once more, with the comparison
         return result
 

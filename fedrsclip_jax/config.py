@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fedrsclip_jax import formats
 from fedrsclip_jax.errors import InputError
+from fedrsclip_jax.files import read_json
 from fedrsclip_jax.nearest import nearest
 
 T = TypeVar("T")
@@ -35,7 +37,6 @@ EXAMPLES = {float: "0.1", str: "'tiny'", tuple: "promptfl,local_coop"}
 GIVEN = "given"  # partition.kind of clients that no seed draws
 FOLLOWS = -1  # as `data.split_seed`: the run's own seed
 SCORED = ("test", "validation")  # images that a run is scored on
-OLDER = {"data.split_seed": FOLLOWS}  # what runs did before there was such a key, where it is not the key's default
 
 
 @typing.runtime_checkable
@@ -360,9 +361,11 @@ def digest(config: Any) -> str:
 
 
 def load_file(spec: str) -> Written:
-    """What `get_config` of a configuration file returns; `spec` is `FILE.py` or `FILE.py:ARGUMENT`.
+    """What `get_config` of a configuration file returns, or what a run's `config.json` holds.
 
-    A word such as `aid`, where no such file is at hand, names a configuration of the package.
+    Args:
+      spec: `FILE.py`, `FILE.py:ARGUMENT` or `FILE.json`. A word such as `aid`, where no such file is at hand, names a
+        configuration of the package.
     """
     name, _, argument = spec.partition(":")
     path = Path(name)
@@ -374,6 +377,8 @@ def load_file(spec: str) -> Written:
         hint = [path.stem] if path.stem in shipped() else hint
         remedy = f"did you mean {hint[0]}?" if hint else f"give FILE.py or one of {', '.join(shipped())}"
         raise InputError(f"--config: no file {name!r}; {remedy}")
+    if path.suffix == ".json":
+        return formats.upgrade("config", read_json(path), path)
     module_spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     if module_spec is None or module_spec.loader is None:
         raise InputError(f"--config: {name} is not a Python file; give FILE.py with get_config()")

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 from PIL import Image
 
-from fedrsclip_jax import distributed
+from fedrsclip_jax import distributed, formats
 from fedrsclip_jax.clip.backbone import Backbone
 from fedrsclip_jax.data.sources import ImageSource
 from fedrsclip_jax.errors import InputError
@@ -58,14 +58,21 @@ class Evidence:
         """Writes `evidence.npz`, by the first of several processes."""
         if distributed.first():
             arrays = {field.name: getattr(self, field.name) for field in fields(self)}
-            replace(folder / FILE, lambda file: np.savez_compressed(file, **arrays))
+            replace(folder / FILE, lambda file: np.savez_compressed(file, format=formats.FORMAT, **arrays))
 
     @classmethod
     def load(cls, folder: Path) -> "Evidence | None":
-        """What a run has kept; None of a run that kept nothing, as older versions did, or nothing that can be read."""
+        """What a run has kept; None of a run that kept nothing, as older versions did, or nothing that can be read.
+
+        Raises:
+          InputError: it is of a newer format.
+        """
         try:
             with np.load(io.BytesIO((folder / FILE).read_bytes())) as kept:
+                formats.check_number(kept.get("format", 0), folder / FILE)
                 return cls(**{field.name: kept[field.name] for field in fields(cls)})
+        except InputError:
+            raise
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
             return None
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedrsclip_jax import compilation, distributed, workdir
+from fedrsclip_jax import compilation, distributed, formats, workdir
 from fedrsclip_jax import config as configuration
 from fedrsclip_jax.checkpoint import BEST, Checkpoints, Saved
 from fedrsclip_jax.config import Config
@@ -22,7 +22,7 @@ from fedrsclip_jax.federated.aggregate import ServerPlan
 from fedrsclip_jax.federated.aggregate import check as check_aggregator
 from fedrsclip_jax.federated.engine import Diverged, Done
 from fedrsclip_jax.federation import Federation
-from fedrsclip_jax.files import make_folder, read_json, write_json
+from fedrsclip_jax.files import make_folder
 from fedrsclip_jax.generalisation import score_beyond
 from fedrsclip_jax.interrupt import Interrupt
 from fedrsclip_jax.ledger import Ledger, read_lines
@@ -253,7 +253,7 @@ class Run:
         found = gather(federation, self.task.source)
         with distributed.together():
             found.save(self.folder)
-            write_json(self.folder / "summary.json", summary)
+            formats.write(self.folder / "summary.json", summary)
         return summary
 
     def _open(self) -> None:
@@ -363,12 +363,13 @@ def check_earlier(
     """
     if not (folder / "config.json").is_file():
         return None
-    was = read_json(folder / "identity.json", *identity) if (folder / "identity.json").is_file() else {}
+    was = formats.read(folder / "identity.json", *identity) if (folder / "identity.json").is_file() else {}
     digests = {name: (was.get(name, digest), digest) for name, digest in identity.items()}
-    changed = workdir.check_same(read_json(folder / "config.json"), configuration.to_dict(config), digests, allowed)
+    before = formats.read(folder / "config.json")
+    changed = workdir.check_same(before, configuration.to_dict(config), digests, allowed, before.version)
     if not (folder / "summary.json").is_file():
         return None
-    summary = read_json(folder / "summary.json", "rounds", "seed", "split", "personalised", "global", "zero_shot")
+    summary = formats.read(folder / "summary.json", "rounds", "seed", "split", "personalised", "global", "zero_shot")
     if summary["rounds"] > config.rounds:
         raise _too_far(config.rounds, summary["rounds"], folder)
     if summary["rounds"] < config.rounds:
@@ -400,7 +401,7 @@ def _opened(
         return Ledger()
     was = saved.record
     digests = {name: (was["identity"].get(name), digest) for name, digest in identity.items()}
-    workdir.check_same(was["config"], configuration.to_dict(config), digests, allowed)
+    workdir.check_same(was["config"], configuration.to_dict(config), digests, allowed, was.version)
     if saved.round > config.rounds:
         raise _too_far(config.rounds, saved.round, folder)
     return Ledger.of(was["ledger"])
@@ -415,8 +416,8 @@ def _write_start(
     ledger: Ledger,
 ) -> None:
     """What a run's folder holds from the first round on."""
-    write_json(folder / "config.json", configuration.to_dict(config))
-    write_json(folder / "identity.json", identity)
+    formats.write(folder / "config.json", configuration.to_dict(config))
+    formats.write(folder / "identity.json", identity)
     keep(prompts, folder)
     if distributed.first():
         federation.clients.save(folder / "partition.npz")

@@ -42,24 +42,20 @@ def make_folder(folder: Path, flag: str = "--workdir") -> None:
         raise InputError(f"{flag}: {folder} cannot be made ({error.strerror}); name a folder elsewhere") from error
 
 
-def read_json(path: Path, *needed: str) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """What a file of a run's folder holds.
 
-    Args:
-      needed: keys without which it is of no use.
-
     Raises:
-      InputError: it cannot be read, is no JSON object, or lacks a key.
+      InputError: it cannot be read, or is no JSON object.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"--workdir: {path} cannot be read ({error.strerror}); give the folder of a run") from error
+        raise InputError(f"{path} cannot be read ({error.strerror}); give the folder of a run") from error
     except ValueError as error:
-        raise InputError(f"--workdir: {path} is not JSON ({error}); give the folder of a sound run") from error
-    lacking = [key for key in needed if key not in found] if isinstance(found, dict) else ["keys"]
-    if lacking:
-        raise InputError(f"--workdir: {path} holds no {lacking[0]}; give the folder of a sound run")
+        raise InputError(f"{path} is not JSON ({error}); give the folder of a sound run") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} holds no keys; give the folder of a sound run")
     return found
 
 

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Bool, Int32, PyTree, UInt8
 
 from fedrsclip_jax import config as configuration
+from fedrsclip_jax import formats
 from fedrsclip_jax.checkpoint import BEST, FOLDER, Checkpoints, Saved
 from fedrsclip_jax.clip.backbone import Backbone
 from fedrsclip_jax.config import GIVEN, Config
@@ -21,7 +22,6 @@ from fedrsclip_jax.data.sources import ImageSource, fingerprint
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.federated.initial import initial
 from fedrsclip_jax.federated.population import Population
-from fedrsclip_jax.files import read_json
 from fedrsclip_jax.methods import find_method
 from fedrsclip_jax.prompts import Prompts, kept, starting_from
 from fedrsclip_jax.task import Task, divide, load_source, load_task
@@ -85,7 +85,8 @@ def open_run(
     Args:
       workdir: its folder.
       overrides: keys that say where things lie now; see `MOVABLE`.
-      images: whether they are needed; if not, class names that the run has kept will do.
+      images: whether they are needed; if not, the class names that the run has kept will do, whatever lies among the
+        images by now.
       dtype: of the towers, instead of the run's.
       check: refuses a run by its configuration, before images and backbone are opened.
 
@@ -99,7 +100,7 @@ def open_run(
     written = workdir / "config.json"
     if not written.is_file():
         raise InputError(f"--workdir: {workdir} holds no config.json; give the folder of a run of `fedrsclip train`")
-    said = _with_older(read_json(written))
+    said = formats.read(written)
     if "sweep" in said:
         runs = sorted(path.parent for path in workdir.glob("runs/*/summary.json"))
         remedy = f"give one of its runs, such as --workdir={runs[0]}" if runs else "none of its runs has finished yet"
@@ -109,7 +110,7 @@ def open_run(
     check(config)
     if not (workdir / "summary.json").is_file():
         raise InputError(f"--workdir: {workdir} holds no summary.json; the run has not finished")
-    summary = read_json(workdir / "summary.json", "backbone_sha256", "num_clients", "num_classes", "personalised")
+    summary = formats.read(workdir / "summary.json", "backbone_sha256", "num_clients", "num_classes", "personalised")
     task = load_task(config, _source(config, summary, images))
     if task.digest != summary["backbone_sha256"]:
         raise InputError(f"backbone: {config.backbone} has other weights than the run had; give the same backbone")
@@ -176,15 +177,6 @@ def clients_of(run: FinishedRun, readable: Bool[np.ndarray, " images"]) -> Clien
     return clients
 
 
-def _with_older(written: dict[str, Any]) -> dict[str, Any]:
-    """What a run's configuration says, and of keys that are younger than the run what it did without them."""
-    filled = {**written}
-    for key, value in configuration.OLDER.items():
-        group, _, name = key.rpartition(".")
-        filled[group] = {name: value, **filled.get(group, {})}
-    return filled
-
-
 class NoImages:
     """An image source of which only the class names are known."""
 
@@ -216,6 +208,8 @@ def _source(config: Config, summary: dict[str, Any], needed: bool) -> ImageSourc
             raise
         return NoImages(kept)
     names = list(source.class_names)
+    if kept is not None and names != kept and not needed:
+        return NoImages(kept)
     if len(names) != summary["num_classes"] if kept is None else names != kept:
         raise InputError(
             f"data.source: {config.data.source} has {len(names)} classes, {names[0]!r} to {names[-1]!r}, which are not "

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedrsclip_jax import formats
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.federated.engine import Done
 from fedrsclip_jax.files import write_text
@@ -129,7 +130,7 @@ class Ledger:
 
     def write_lines(self, folder: Path) -> None:
         """Writes `metrics.jsonl`."""
-        write_text(folder / METRICS, "".join(json.dumps(line, allow_nan=False) + "\n" for line in self.lines))
+        write_text(folder / METRICS, "".join(_written(line) for line in self.lines))
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -140,9 +141,15 @@ class Ledger:
         return cls(**{**record, "refused": [(number, client) for number, client in record["refused"]]})
 
 
+def _written(line: dict[str, Any]) -> str:
+    return json.dumps({**line, "format": formats.FORMAT}, allow_nan=False) + "\n"
+
+
 def read_lines(folder: Path) -> list[dict[str, Any]]:
     """What `metrics.jsonl` of a run holds, a line an evaluation; `InputError` where it cannot be read."""
+    path = folder / METRICS
     try:
-        return [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
-        raise InputError(f"--workdir: {folder / METRICS} cannot be read ({error}); give a sound run") from error
+        raise InputError(f"--workdir: {path} cannot be read ({error}); give a sound run") from error
+    return [dict(formats.upgrade("line", line, path)) for line in lines]

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from fedrsclip_jax import compilation, workdir
+from fedrsclip_jax import compilation, formats, workdir
 from fedrsclip_jax.config import Config, digest, to_dict
 from fedrsclip_jax.data.features import Features
 from fedrsclip_jax.data.sources import fingerprint
@@ -23,7 +23,6 @@ from fedrsclip_jax.experiment import Run, check_earlier, check_settings
 from fedrsclip_jax.federated.engine import Diverged
 from fedrsclip_jax.federated.mesh import MOST_LANES, MOST_LANES_OF_CPU, make_mesh
 from fedrsclip_jax.federated.together import Together, devices_of_a_run, signature
-from fedrsclip_jax.files import read_json, write_json
 from fedrsclip_jax.grid import Grid
 from fedrsclip_jax.interrupt import Interrupt
 from fedrsclip_jax.methods import find_method
@@ -101,15 +100,15 @@ def sweep(
             progress.say(f"{folder}: taken over from {dead}, which is dead")
         methods = [find_method(row.runs[0].method.name) for row in grid.rows]
         features = encode_images(grid.base, task, progress, interrupt, methods)
-        write_json(folder / "identity.json", _identity(task))
-        write_json(folder / "config.json", {**to_dict(grid.base), "sweep": _written(grid)})
+        formats.write(folder / "identity.json", _identity(task))
+        formats.write(folder / "config.json", {**to_dict(grid.base), "sweep": _written(grid)})
         groups, programs = _groups(members), 0
         for number, group in enumerate(groups):
             if number and interrupt.exit_code:
                 interrupt.leave(f"{number} of {len(groups)} groups of runs are done")
             programs += _run_group(group, task, features, progress, interrupt, allowed)
         result = _tell(grid, homes, programs)
-        write_json(folder / "sweep.json", result)
+        formats.write(folder / "sweep.json", result)
         write_results(result, folder)
         write_report(folder)
         return result
@@ -134,16 +133,16 @@ def _check_earlier(grid: Grid, task: Task, folder: Path, allowed: Sequence[str])
     """Refuses a folder that holds anything but an earlier start of this sweep, which may have grown since."""
     if not (folder / "config.json").is_file():
         return
-    before = read_json(folder / "config.json")
+    before = formats.read(folder / "config.json")
     earlier = before.pop("sweep", None)
     if earlier is None:
         raise InputError(f"--workdir: {folder} holds a single run; name a new folder, so that it is not overwritten")
     identity = _identity(task)
-    was = read_json(folder / "identity.json", *identity) if (folder / "identity.json").is_file() else {}
+    was = formats.read(folder / "identity.json", *identity) if (folder / "identity.json").is_file() else {}
     digests = {name: (was.get(name, digest), digest) for name, digest in identity.items()}
     of_runs = ("partition", "initial_prompts")
     may_differ = [*(key for key in allowed if key not in of_runs), *grid.varied]
-    workdir.check_same(before, to_dict(grid.base), digests, may_differ)
+    workdir.check_same(before, to_dict(grid.base), digests, may_differ, before.version)
     now = _written(grid)
     missing = [row["label"] for row in earlier["rows"] if row not in now["rows"]]
     if missing or earlier["seeds"] > now["seeds"]:
@@ -264,7 +263,7 @@ def _advance(
                 if isinstance(answer, Diverged):
                     run.give_up(answer)
                     own = {"config": to_dict(run.config), "identity": run.identity}
-                    write_json(_mark(run.folder), {"reason": str(answer), **own})
+                    formats.write(_mark(run.folder), {"reason": str(answer), **own})
                     alive.remove(run)
                 else:
                     run.enter(answer)
@@ -281,10 +280,10 @@ def _gave_up(member: Member) -> bool:
     mark = _mark(member.folder)
     if not mark.is_file():
         return False
-    was = read_json(mark, "reason", "config", "identity")
+    was = formats.read(mark, "reason", "config", "identity")
     digests = {name: (was["identity"].get(name), digest) for name, digest in member.known.items()}
     try:
-        workdir.check_same(was["config"], to_dict(member.config), digests, ())
+        workdir.check_same(was["config"], to_dict(member.config), digests, (), was.version)
     except InputError:
         mark.unlink()
         return False
@@ -308,8 +307,8 @@ def _tell(grid: Grid, homes: dict[tuple[str, int], Path], programs: int) -> dict
         runs = []
         for run in row.runs:
             home = homes[row.label, run.seed]
-            summary = read_json(home / "summary.json") if (home / "summary.json").is_file() else None
-            reason = None if summary else read_json(_mark(home))["reason"]
+            summary = formats.read(home / "summary.json") if (home / "summary.json").is_file() else None
+            reason = None if summary else formats.read(_mark(home))["reason"]
             runs.append({"seed": run.seed, "folder": f"runs/{home.name}", "summary": summary, "diverged": reason})
         rows.append({"label": row.label, "values": row.values, "runs": runs})
     return {

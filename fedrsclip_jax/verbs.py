@@ -24,10 +24,13 @@ def _workdir(given: Path | None, config: str) -> Path:
 
 def train(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     from fedrsclip_jax import config as configuration
+    from fedrsclip_jax import workdir
 
-    file = known.config or str(configuration.default_file())
     with distributed.together():
-        config = configuration.resolve(configuration.Config, configuration.load_file(file), overrides)
+        own = workdir.own_configuration(known.workdir) if known.workdir and not known.config else None
+        file = known.config or ("" if own else str(configuration.default_file()))
+        written = own or configuration.load_file(file)
+        config = configuration.resolve(configuration.Config, written, overrides)
     known.workdir = _workdir(known.workdir, file)
 
     from rich.console import Console
@@ -43,10 +46,11 @@ def train(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
             forecast.show(told, Console())
         return
     compilation.keep_on_disk()
+    progress = Progress(quiet=quiet)
+    if own:
+        progress.say(f"{known.workdir}: with the configuration that it was started with")
     with Interrupt(quiet=quiet) as interrupt:
-        result = comparison.compare(
-            config, known.workdir, Progress(quiet=quiet), interrupt, allowed, tensorboard=known.tensorboard
-        )
+        result = comparison.compare(config, known.workdir, progress, interrupt, allowed, tensorboard=known.tensorboard)
     if distributed.first():
         comparison.show(result, Console())
         print(f"results in {known.workdir}")

@@ -1,12 +1,13 @@
 """The folder of a run: whether it is new or can be gone on with, and who may write into it."""
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fedrsclip_jax import distributed, lock
-from fedrsclip_jax.config import FOLLOWS, OLDER, Config, to_dict
+from fedrsclip_jax import __version__, distributed, formats, lock
+from fedrsclip_jax.config import FOLLOWS, Config, to_dict
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.files import PARTIAL, check_can_be_made, make_folder
 
@@ -16,13 +17,15 @@ FREE = ("rounds", "seeds", "baselines", "eval.every", "checkpoint.", "spmd.")
 # Where things lie; that they are the same things is told by their digests.
 PLACES = {"backbone": "backbone", "data.source": "data", "data.tfds_dir": "data", "data.merge": "data"}
 
+STUDY = "study.json"  # what a folder was last started with: its own configuration, with all seeds and baselines
+
 
 def check(workdir: Path) -> None:
     """Refuses a folder that holds something other than a run, and one that cannot be made."""
     if not distributed.first():
         return
     if workdir.exists():
-        leftovers = (lock.FILE, PARTIAL)  # of a start that was killed before it wrote anything
+        leftovers = (lock.FILE, PARTIAL, STUDY)  # of a start that was killed before it wrote anything
         strange = not workdir.is_dir() or any(not path.name.startswith(leftovers) for path in workdir.iterdir())
         if strange and not (workdir / "config.json").is_file():
             raise InputError(
@@ -50,7 +53,27 @@ def claim(workdir: Path) -> Iterator[lock.Holder | None]:
                 stack.callback(_remove_empty, missing)
                 make_folder(workdir)
                 previous = stack.enter_context(lock.hold(workdir))
+                stack.callback(_forget_study, workdir)
         yield previous
+
+
+def own_configuration(workdir: Path) -> dict[str, Any] | None:
+    """What the run or comparison of a folder was last started with; None where there is none.
+
+    Raises:
+      InputError: it is a sweep, or its records cannot be read.
+    """
+    if not (workdir / "config.json").is_file():
+        return None
+    first = formats.read(workdir / "config.json")
+    if "sweep" in first:
+        raise InputError(f"--workdir: {workdir} holds a sweep; go on with it by fedrsclip sweep and its --config")
+    if (workdir / STUDY).is_file():
+        return formats.read(workdir / STUDY, "config")["config"]
+    if (workdir / "comparison.json").is_file():  # of a version that kept no study
+        whole = formats.read(workdir / "comparison.json", "config")["config"]
+        first |= {key: whole[key] for key in ("seeds", "baselines")}
+    return first
 
 
 def check_same(
@@ -58,14 +81,16 @@ def check_same(
     now: Mapping[str, Any],
     digests: Mapping[str, tuple[str | None, str]],
     allowed: Sequence[str],
+    version: str,
 ) -> list[str]:
     """Refuses to go on with a run as another one.
 
     Args:
       before, now: configurations, nested as `config.json` holds them; a key that is younger than the run had its
-        default, or what `OLDER` says.
+        default.
       digests: by name of what they are of, as the run had it, if it wrote it down, and as it is now.
       allowed: keys and names that may differ nevertheless.
+      version: of the package that wrote `before`.
 
     Returns:
       What differs and is allowed to.
@@ -74,7 +99,8 @@ def check_same(
       InputError: something differs that neither `FREE` nor `allowed` lets.
     """
     defaults = dict(_leaves(to_dict(Config())))
-    old, new = defaults | OLDER | dict(_leaves(before)), defaults | dict(_leaves(now))
+    said = defaults | dict(_leaves(before))
+    old, new = {**said}, defaults | dict(_leaves(now))
     for leaves in (old, new):
         if leaves["data.split_seed"] == FOLLOWS:
             leaves["data.split_seed"] = leaves["seed"]
@@ -92,11 +118,38 @@ def check_same(
             )
     left = [key for key in differ if key not in allowed]
     if left:
-        raise InputError(
-            f"--workdir holds another run: {'; '.join(differ[key] for key in left)}. Name a new folder, or go on with "
-            f"what is changed: --allow-changed={','.join(left)}"
-        )
+        keys = [key for key in left if key in defaults and key not in digests]
+        # Where nobody asked for another value, a default has changed or a flag was left out.
+        unasked = len(keys) == len(left) and all(new[key] == defaults[key] for key in keys)
+        remedy = _remedy(left, " ".join(as_flag(key, said[key]) for key in keys), unasked)
+        whose = f"the run is of fedrsclip_jax {version}, and this is {__version__}; " if version != __version__ else ""
+        raise InputError(f"--workdir holds another run: {'; '.join(differ[key] for key in left)}; {whose}{remedy}")
     return [*differ]
+
+
+def _remedy(left: Sequence[str], keep: str, unasked: bool) -> str:
+    """How to go on where `left` differs.
+
+    Args:
+      keep: flags that keep what the run has.
+      unasked: whether all values are defaults; then there is no reason to change them in the middle of a run.
+    """
+    if unasked:
+        return f"go on with what it has, by {keep}, or name a new folder"
+    keep = f"go on with what it has, by {keep}, " if keep else ""
+    return f"name a new folder, {keep}or go on with what is changed: --allow-changed={','.join(left)}"
+
+
+def as_flag(key: str, value: Any) -> str:
+    """A key as the command line sets it."""
+    if isinstance(value, (list, tuple)):
+        value = ",".join(map(str, value))
+    return shlex.quote(f"--config.{key}={str(value).lower() if isinstance(value, bool) else value}")
+
+
+def _forget_study(workdir: Path) -> None:
+    if not (workdir / "config.json").is_file():  # nothing was saved that could go on
+        (workdir / STUDY).unlink(missing_ok=True)
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:

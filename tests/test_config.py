@@ -298,7 +298,7 @@ def test_a_missing_file_is_answered_with_a_near_one(config_file, tmp_path):
 
 def test_a_file_that_is_not_python(config_file):
     with pytest.raises(InputError, match="not a Python file"):
-        load_file(config_file("{}", "mine.json"))
+        load_file(config_file("{}", "mine.yaml"))
 
 
 def test_an_input_error_of_a_file_is_passed_on_as_it_is(config_file):

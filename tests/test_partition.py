@@ -173,7 +173,7 @@ def test_saved_and_loaded(tmp_path):
     assert again.digest() == made.digest()
     assert (again.train_order.dtype, again.test_offsets.dtype) == (np.int32, np.int64)
     path.write_bytes(path.read_bytes()[:200])
-    with refusal(str(path), "delete it"):
+    with refusal(str(path), "in another folder"):
         Partition.load(path)
     with refusal("none.npz", "no such file"):
         Partition.load(tmp_path / "none.npz")

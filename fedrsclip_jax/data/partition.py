@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int32, Int64
 
+from fedrsclip_jax import formats
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.files import replace
 
@@ -97,7 +98,7 @@ def save_arrays(path: str | Path, arrays: Mapping[str, Any]) -> None:
     """Writes an npz file, or nothing at all should it be interrupted."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace(path, lambda file: np.savez(file, **arrays))
+    replace(path, lambda file: np.savez(file, format=formats.FORMAT, **arrays))
 
 
 def load_arrays(path: str | Path, names: Sequence[str]) -> list[np.ndarray]:
@@ -108,6 +109,7 @@ def load_arrays(path: str | Path, names: Sequence[str]) -> list[np.ndarray]:
     """
     try:
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+            formats.check_number(file.get("format", 0), path)
             arrays = [file[name] for name in names]
         train, train_offsets, test, test_offsets = arrays[-4:]
         for order, offsets in ((train, train_offsets), (test, test_offsets)):
@@ -115,9 +117,14 @@ def load_arrays(path: str | Path, names: Sequence[str]) -> list[np.ndarray]:
                 raise ValueError("offsets do not fit the images")
         if len(train_offsets) != len(test_offsets):
             raise ValueError("training and test images of different numbers of clients")
+    except InputError:
+        raise
     except Exception as error:  # a damaged zip file raises anything from BadZipFile to zlib.error
         reason = " ".join(str(error).split()) if Path(path).exists() else "no such file"
-        raise InputError(f"cannot read partition {path} ({reason}); delete it and start the run anew") from error
+        raise InputError(
+            f"cannot read partition {path} ({reason}); copy it again from where the run was trained, or start the run "
+            "anew in another folder"
+        ) from error
     return arrays
 
 

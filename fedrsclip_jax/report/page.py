@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fedrsclip_jax import formats
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.evidence import Evidence
-from fedrsclip_jax.files import read_json, write_text
+from fedrsclip_jax.files import write_text
 from fedrsclip_jax.ledger import read_lines
 from fedrsclip_jax.methods import TITLES
 from fedrsclip_jax.report import charts, glossary, sweep_charts
@@ -148,7 +149,7 @@ def _run(folder: Path, prefix: str = "") -> tuple[str, str]:
         f"{summary['rounds']} rounds, backbone {html.escape(summary['backbone'])}, {summary['split']} images.</p>",
     ]
     if (folder / "comparison.json").is_file():
-        compared = read_json(folder / "comparison.json")
+        compared = formats.read(folder / "comparison.json")
         body += [
             _headline(summary, shares, compared),
             glossary.as_html(),
@@ -186,7 +187,7 @@ def _run(folder: Path, prefix: str = "") -> tuple[str, str]:
 
 def _others(folder: Path) -> tuple[str, str]:
     """Title and body of the page of a comparison whose first run, that of the folder itself, diverged."""
-    compared = read_json(folder / "comparison.json", "config", "rows", "seeds")
+    compared = formats.read(folder / "comparison.json", "config", "rows", "seeds")
     method = compared["config"]["method"]["name"]
     title = f"{TITLES.get(method, method)} diverged beside its baselines"
     return title, f"<h1>{html.escape(title)}</h1>{_baselines(compared)}{glossary.as_html()}"
@@ -194,7 +195,7 @@ def _others(folder: Path) -> tuple[str, str]:
 
 def _sweep(folder: Path) -> tuple[str, str]:
     """Title and body of the page of a sweep."""
-    result = read_json(folder / "sweep.json", "rows", "varied", "split", "seeds")
+    result = formats.read(folder / "sweep.json", "rows", "varied", "split", "seeds")
     title = f"Sweep over {', '.join(result['varied'])}"
     headings, rows = table(result)
     bold = [[f"<b>{html.escape(c[2:-2])}</b>" if c.startswith("**") else html.escape(c) for c in row] for row in rows]
@@ -410,4 +411,4 @@ def _names(folders: Sequence[Path], summaries: Sequence[dict[str, Any]]) -> list
 def _summary(folder: Path) -> dict[str, Any]:
     if not (folder / "summary.json").is_file():
         raise InputError(f"--workdir: {folder} holds no finished run or sweep; give the folder of one")
-    return read_json(folder / "summary.json", *_NEEDED)
+    return formats.read(folder / "summary.json", *_NEEDED)

@@ -457,7 +457,7 @@ def test_without_a_sound_checkpoint_nothing_is_overwritten(train, given, tmp_pat
         if file.is_file():
             file.write_bytes(b"")
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    check_refused(train("run"), "no checkpoint can be read, of 2", "delete the folder")
+    check_refused(train("run"), "no checkpoint can be read, of 2", "copy the folder")
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
