@@ -172,7 +172,7 @@ def _row(config: Config, folder: Path, seed: int, name: str) -> tuple[Config, Pa
 def tabulate(
     summaries: dict[str, list[dict[str, Any]]], method: str, diverged: Sequence[dict[str, Any]] = ()
 ) -> dict[str, Any]:
-    """Means and deviations over seeds, and differences paired on equal partitions.
+    """Means and deviations over seeds, and differences paired on equal partitions and the same scored clients.
 
     Args:
       summaries: of the runs that came to their end, by method; at least one.
@@ -198,7 +198,12 @@ def tabulate(
         pairs.append(("promptfl", "zero_shot"))
     paired = {}
     for one, other in pairs:
-        both = [seed for seed in figures[one] if seed in figures[other]]
+        both = [
+            seed
+            for seed, run in figures[one].items()
+            # Of the virtual clients an older version scored others.
+            if seed in figures[other] and run["clients"] == figures[other][seed]["clients"]
+        ]
         differences = [figures[one][seed]["on_clients"] - figures[other][seed]["on_clients"] for seed in both]
         if differences:
             paired[f"{one} - {other}"] = _spread(differences)
@@ -215,7 +220,7 @@ def tabulate(
 def _of_zero_shot(summary: dict[str, Any]) -> dict[str, Any]:
     zero = summary["zero_shot"]
     own = {"on_clients": zero["on_clients"]["mean"], "worst_decile": zero["on_clients"]["worst_decile"]}
-    return {**own, "pooled": zero["accuracy"], "uplink_params": 0}
+    return {**own, "pooled": zero["accuracy"], "uplink_params": 0, "clients": zero["on_clients"].get("clients")}
 
 
 def _of_method(summary: dict[str, Any]) -> dict[str, Any]:
@@ -226,6 +231,7 @@ def _of_method(summary: dict[str, Any]) -> dict[str, Any]:
         "worst_decile": own["worst_decile"],
         "pooled": pooled,
         "uplink_params": params,
+        "clients": own.get("clients"),
     }
 
 

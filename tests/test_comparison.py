@@ -90,6 +90,23 @@ def test_the_other_seeds_stand_where_the_method_itself_diverged():
     assert list(result["paired_on_clients"]) == ["promptfl - zero_shot"]
 
 
+def test_runs_that_scored_other_clients_are_not_paired():
+    """As of a huge population, of which an older version scored those that any round would draw."""
+
+    def sampled(seed: int, own: float, clients: list[int]) -> dict:
+        made = run(seed, own, 0.3, 0.2)
+        for scores in (made["personalised"], made["zero_shot"]["on_clients"]):
+            scores["clients"] = clients
+        return made
+
+    older, newer = [sampled(0, 0.9, [1, 2])], [sampled(0, 0.5, [7, 8]), sampled(1, 0.6, [5, 6])]
+    result = tabulate({"promptfl": older, "fedrsclip": newer}, "fedrsclip")
+    assert "fedrsclip - promptfl" not in result["paired_on_clients"]
+    both = [*older, sampled(1, 0.5, [5, 6])]
+    result = tabulate({"promptfl": both, "fedrsclip": newer}, "fedrsclip")
+    assert result["paired_on_clients"]["fedrsclip - promptfl"]["values"] == pytest.approx([0.1])
+
+
 def test_differences_are_paired_by_seed(result):
     paired = result["paired_on_clients"]
     assert paired["fedrsclip - promptfl"]["values"] == pytest.approx([0.3, 0.1])
