@@ -20,6 +20,7 @@ from fedrsclip_jax.verbs import say
 
 # Where Python and its packages lie.
 _INSTALLED = tuple({Path(__file__).resolve().parent, *map(Path, site.getsitepackages())})
+_LAUNCHER = "FEDRSCLIP_LAUNCHER"  # what was typed before the words, as the scripts in launch/ say it
 _BY_MANY = ("train", "evaluate")  # verbs that several processes may run as one
 
 
@@ -45,7 +46,7 @@ def main(given: Sequence[str] | None = None) -> int:
         distributed.exchange("done")
         if not any(word.startswith("--workdir") for word in words):
             words.append(f"--workdir={known.workdir}")
-        say(f"{stopped}; to go on: {shlex.join(['fedrsclip', *words])}")
+        say(f"{stopped}; to go on: {os.environ.get(_LAUNCHER) or 'fedrsclip'} {shlex.join(words)}")
         return stopped.exit_code
     except (InputError, CheckError) as error:
         if debug:
@@ -60,6 +61,9 @@ def main(given: Sequence[str] | None = None) -> int:
         message, code = said_of_file(error, words)
         say(message)
         return code
+    except RuntimeError:
+        distributed.mourn()  # a collective fails where a process has died, which is then what there is to say
+        raise
     except KeyboardInterrupt as interrupt:
         say("interrupted")
         return interrupt.args[0] if interrupt.args else 130

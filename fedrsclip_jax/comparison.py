@@ -55,6 +55,8 @@ class Plan:
 
     def check_earlier(self, allowed: Sequence[str]) -> list[dict[str, Any] | None]:
         """See `experiment.check_earlier`, of each run."""
+        for _, own in self.runs:
+            experiment.check_seen(own)
         with distributed.together():
             return [experiment.check_earlier(alone, own, self.known, allowed) for alone, own in self.runs]
 

@@ -4,63 +4,30 @@ Every process does the same work on the host, holds its own devices of the mesh,
 alone. So whatever decides which program runs next has to be the same everywhere: what only one process can know
 (its clock, its disk, an error) goes through `exchange` or `together`. The first process alone prints and writes.
 
-The environment says how processes find each other; without `FEDRSCLIP_PROCESSES` there is one:
-  FEDRSCLIP_PROCESSES    how many, or `auto`, which leaves all three to JAX (Slurm, TPU pods, GKE, Open MPI)
-  FEDRSCLIP_PROCESS      number of this one, from 0
-  FEDRSCLIP_COORDINATOR  HOST:PORT of the first, with a port that is free there
+How processes find each other is `rendezvous`; who of them dies is seen by `peers`.
 
 This module imports no JAX where there is one process, so that a mistyped flag is answered at once.
 """
 
 import json
 import os
+import platform
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
+from fedrsclip_jax import peers, rendezvous
 from fedrsclip_jax.errors import InputError
+from fedrsclip_jax.interrupt import Stopped
+from fedrsclip_jax.rendezvous import PROCESS, PROCESSES
 
 T = TypeVar("T")
 
-PROCESSES, PROCESS, COORDINATOR = "FEDRSCLIP_PROCESSES", "FEDRSCLIP_PROCESS", "FEDRSCLIP_COORDINATOR"
-
 _LETTER = 4096  # bytes of what a process tells the others at a time
 _MESSAGE = _LETTER // 8  # characters of an error in it; JSON takes at most six bytes for one
-_FAREWELL = 10  # seconds that a process waits for the others at its end, where it came out of step with them
-
-
-def plan(environment: Mapping[str, str]) -> dict[str, Any] | None:
-    """Arguments of `jax.distributed.initialize`, or None where one process is all there is.
-
-    Raises:
-      InputError: a variable is missing or makes no sense.
-    """
-    written = environment.get(PROCESSES, "")
-    if written == "auto":
-        # Slurm's tasks are taken for one a device; one a host has to be told of all its devices.
-        if environment.get("SLURM_NTASKS_PER_NODE") == "1" and "SLURM_GPUS_ON_NODE" in environment:
-            return {"local_device_ids": list(range(int(environment["SLURM_GPUS_ON_NODE"])))}
-        return {}
-    if _alone(environment):
-        return None
-    processes = _number(PROCESSES, written, 1, None)
-    process = _number(PROCESS, environment.get(PROCESS, ""), 0, processes - 1)
-    address = environment.get(COORDINATOR, "")
-    host, _, port = address.rpartition(":")
-    if not (host and port.isdecimal()):
-        raise InputError(f"{COORDINATOR} = {address!r} is no HOST:PORT of the first process, such as node001:8476")
-    found: dict[str, Any] = {
-        "coordinator_address": address,
-        "num_processes": processes,
-        "process_id": process,
-        "cluster_detection_method": "deactivate",
-    }
-    if host in ("localhost", "127.0.0.1"):
-        found["coordinator_bind_address"] = address  # or the service would listen to the network
-    return found
 
 
 def start() -> None:
@@ -69,9 +36,10 @@ def start() -> None:
     Raises:
       InputError: the environment makes no sense, or the others do not come.
     """
-    arguments = plan(os.environ)
+    arguments, seconds = rendezvous.plan(os.environ), rendezvous.patience(os.environ)
     if arguments is None:
         return
+    rendezvous.bypass_proxy(os.environ, arguments.get("coordinator_address", ""))
     import jax
 
     if jax.distributed.is_initialized():
@@ -81,10 +49,14 @@ def start() -> None:
     # It would catch SIGTERM, which is ours to answer.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(**arguments, shutdown_timeout_seconds=_FAREWELL)
+        rendezvous.meet(arguments, seconds)
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{PROCESSES} = {os.environ[PROCESSES]}: the processes do not meet ({reason})") from error
+    me, others = jax.process_index(), jax.process_count() - 1
+    host = arguments.get("coordinator_address", "").rpartition(":")[0] or exchange(platform.node())[0]
+    if others:
+        peers.watch(me, others, host, exchange)
     if not first():
         import logging
 
@@ -97,13 +69,13 @@ def refuse(verb: str) -> None:
     Raises:
       InputError: there are several.
     """
-    if not _alone():
+    if not rendezvous.alone():
         raise InputError(f"{verb} is the work of one process; unset {PROCESSES} (it is {os.environ[PROCESSES]})")
 
 
 def first() -> bool:
     """Whether this process prints and writes."""
-    if _alone():
+    if rendezvous.alone():
         return True
     import jax
 
@@ -138,6 +110,12 @@ def _letter(value: Any) -> bytes:
     return written.ljust(_LETTER)
 
 
+def mourn() -> None:
+    """After an error in a collective: ends this process in one line if another one has died, else returns."""
+    if _several():
+        peers.mourn()
+
+
 @contextmanager
 def together() -> Iterator[None]:
     """A body without collectives that every process gets through, or none.
@@ -166,18 +144,53 @@ def together() -> Iterator[None]:
             raise InputError(f"{message}{where}") from failure
 
 
-def in_turn(folder: Path, work: Callable[[], T]) -> T:
+def in_turn(
+    folder: Path,
+    work: Callable[[Callable[[], None]], T],
+    asked: Callable[[], int] = lambda: 0,
+    leave: Callable[[int], NoReturn] | None = None,
+) -> T:
     """What `work`, which has no collectives, gives on every process.
 
     Where processes have `folder` in common, on one host or by a shared file system, the others begin when the first is
     done, and find what it has left there.
+
+    Args:
+      work: is given a function to call between its steps, as often as it likes. There processes agree whether to leave,
+        those that wait for their turn among them.
+      asked: the exit code with which this process has been asked to leave, or 0.
+      leave: is then called on all processes with the exit code, and raises.
+
+    Raises:
+      InputError, SystemExit: as `together`.
     """
+
+    def agree(working: bool) -> bool:
+        """Whether anybody is still at work."""
+        said = exchange([working, asked()])
+        if leave is not None and (code := max(code for _, code in said)):
+            leave(code)
+        return any(busy for busy, _ in said)
+
+    def step() -> None:
+        agree(True)
+
     result: Any = None
     behind = _several() and _behind_first(folder)
-    for turn in (False, True):
+    for turn in (False, True) if _several() else (False,):
+        failure: Exception | None = None
+        if behind is turn:
+            try:
+                result = work(step)
+            except Stopped:
+                raise
+            except Exception as error:
+                failure = error
+        while agree(False):
+            pass
         with together():
-            if behind is turn:
-                result = work()
+            if failure is not None:
+                raise failure
     return result
 
 
@@ -196,6 +209,25 @@ def check_same(said: Mapping[str, str]) -> None:
                 raise InputError(f"process {process} has another {what} than the first; give all hosts the same")
 
 
+def check_seen(folder: Path, marks: Iterable[str]) -> None:
+    """Refuses a folder that the first process alone sees as it was left, where a run is to go on in it.
+
+    Args:
+      marks: names of files in it, all of which every process has to see that the first sees.
+
+    Raises:
+      InputError: one process sees another folder.
+    """
+    seen = exchange([mark for mark in marks if (folder / mark).exists()])
+    for process, theirs in enumerate(seen):
+        if missing := [mark for mark in seen[0] if mark not in theirs]:
+            raise InputError(
+                f"--workdir: {folder} holds a run where the first process is, and process {process} does not see its "
+                f"{missing[0]}; give a --workdir that all hosts have in common, such as a mounted bucket, or copy the "
+                "folder from the first host to the others"
+            )
+
+
 def _behind_first(folder: Path) -> bool:
     mark = folder / exchange(f".{uuid.uuid4().hex}" if first() else None)[0]
     if first():
@@ -212,27 +244,11 @@ def _behind_first(folder: Path) -> bool:
 
 def _several() -> bool:
     """Whether there are other processes, and they have met."""
-    if _alone():
+    if rendezvous.alone():
         return False
     import jax
 
     return jax.distributed.is_initialized() and jax.process_count() > 1
-
-
-def _alone(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether nobody has said that there are other processes."""
-    return environment.get(PROCESSES, "") in ("", "1")
-
-
-def _number(name: str, written: str, low: int, high: int | None) -> int:
-    try:
-        number = int(written)
-    except ValueError:
-        number = low - 1
-    if number < low or (high is not None and number > high):
-        among = f"a number from {low}" + (f" to {high}" if high is not None else "")
-        raise InputError(f"{name} = {written!r} is not {among}")
-    return number
 
 
 def _keep_stdout_for_results() -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedrsclip_jax import compilation, distributed, formats, workdir
+from fedrsclip_jax import compilation, distributed, formats, peers, workdir
 from fedrsclip_jax import config as configuration
-from fedrsclip_jax.checkpoint import BEST, Checkpoints, Saved
+from fedrsclip_jax.checkpoint import BEST, FOLDER, Checkpoints, Saved
 from fedrsclip_jax.config import Config
 from fedrsclip_jax.data.features import Features
 from fedrsclip_jax.data.sources import fingerprint
@@ -260,6 +260,7 @@ class Run:
         """Goes back to the newest checkpoint, or starts the books; then the folder is ours."""
         config, federation, folder = self.config, self.federation, self.folder
         self._checkpoints = self._stack.enter_context(Checkpoints(folder, config.checkpoint.keep))
+        peers.remember(self._checkpoints.folder)
         self._best = self._stack.enter_context(Checkpoints(folder, None, BEST))
         with distributed.together():
             saved = self._checkpoints.newest()
@@ -348,6 +349,14 @@ def check_settings(config: Config, task: Task) -> dict[str, str]:
     task.context_start(config.method)
     prompts = imported(config, task.clip_config)
     return {"backbone": task.digest, "data": fingerprint(task.images), "initial_prompts": prompts.digest}
+
+
+def check_seen(folder: Path) -> None:
+    """Refuses to go on in a folder that not every process sees as the first does."""
+    rounds = [path.name for path in (folder / FOLDER).glob("*") if path.name.isdecimal()]
+    newest = max(rounds, key=int, default="")
+    mine = [f"{FOLDER}/{newest}"] if newest else []
+    distributed.check_seen(folder, ("config.json", "summary.json", *distributed.exchange(mine)[0]))
 
 
 def check_earlier(

@@ -3,7 +3,8 @@
 `DIR/.lock` names the holder. Where the system has `flock`, the file is locked as well: the system lets go of that when
 a process ends, however it ends, so a lock that is left behind by a dead process is told from one that is held without
 trusting process ids, which are used again. Locks of other machines cannot be told apart like that, as not every network
-file system carries `flock` over; they are refused, with the remedy.
+file system carries `flock` over; they are refused, with the remedy. A job that its cluster has started again, perhaps
+on another machine, takes over from its own earlier attempt, which the cluster has ended before.
 """
 
 import errno
@@ -45,6 +46,8 @@ class Holder(NamedTuple):
       boot: of the machine, a new one each time it starts; empty where the system does not say. Containers have names
         of their own and share it.
       pids: in which process ids count; containers have their own, and see nothing of each other's.
+      job: of a cluster, as Slurm or `FEDRSCLIP_JOB` says; empty outside.
+      attempt: which start of that job, as Slurm or `FEDRSCLIP_ATTEMPT` says; no two of a job are alive at a time.
     """
 
     pid: int
@@ -52,6 +55,8 @@ class Holder(NamedTuple):
     since: str
     boot: str
     pids: str = ""
+    job: str = ""
+    attempt: str = ""
 
     @classmethod
     def me(cls) -> "Holder":
@@ -61,7 +66,13 @@ class Holder(NamedTuple):
         with suppress(OSError):
             pids = os.readlink(_PIDS)
         since = datetime.now().astimezone().isoformat(timespec="seconds")
-        return cls(os.getpid(), platform.node(), since, boot, pids)
+        said = os.environ
+        host = said.get("FEDRSCLIP_HOST") or platform.node()  # a container knows its own name alone
+        job, attempt = said.get("FEDRSCLIP_JOB", ""), said.get("FEDRSCLIP_ATTEMPT", "")
+        if not job and "SLURM_JOB_ID" in said:
+            job = f"{said.get('SLURM_CLUSTER_NAME', '')}/{said['SLURM_JOB_ID']}"
+            attempt = said.get("SLURM_RESTART_COUNT", "0")
+        return cls(os.getpid(), host, since, boot, pids, job, attempt)
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} since {self.since}"
@@ -183,10 +194,11 @@ def _sign(file: int, created: bool, path: Path) -> tuple[bool, Holder | None]:
         raise InputError(f"{in_use}; wait until it ends, or name another folder")
     if not _is_at(file, path):  # its holder deleted it before we locked it
         return False, None
-    if holder is not None and not _same_machine(holder, me):
+    earlier = holder is not None and _earlier_attempt(holder, me)
+    if holder is not None and not (earlier or _same_machine(holder, me)):
         raise InputError(f"{in_use}, which cannot be seen from here; if that process is dead, delete {path}")
     if locked is None and not created:
-        if holder is None or holder.pids != me.pids or _alive(holder.pid):
+        if not earlier and (holder is None or holder.pids != me.pids or _alive(holder.pid)):
             raise InputError(f"{in_use}; wait until it ends, name another folder, or delete {path} if it is dead")
         _set_aside(path, written)
         return False, holder
@@ -204,6 +216,8 @@ def _left_behind(file: int, holder: Holder | None) -> bool:
     if holder is None:  # empty, as older versions left them, or cut off
         return time.time() - os.fstat(file).st_mtime > _UNSIGNED
     me = Holder.me()
+    if _earlier_attempt(holder, me):
+        return True
     return _same_machine(holder, me) and holder.pids == me.pids and not _alive(holder.pid)
 
 
@@ -229,7 +243,7 @@ def _read(file: int) -> tuple[Holder | None, bytes]:
     written = os.pread(file, 4096, 0)
     with suppress(ValueError, TypeError):
         holder = Holder(**json.loads(written))
-        names = (holder.host, holder.since, holder.boot, holder.pids)
+        names = (holder.host, holder.since, holder.boot, holder.pids, holder.job, holder.attempt)
         if isinstance(holder.pid, int) and all(isinstance(name, str) and name.isprintable() for name in names):
             return holder, written
     return None, written
@@ -244,6 +258,11 @@ def _is_at(file: int, path: Path) -> bool:
 
 def _same_machine(one: Holder, other: Holder) -> bool:
     return one.host == other.host or (one.boot != "" and one.boot == other.boot)
+
+
+def _earlier_attempt(one: Holder, now: Holder) -> bool:
+    """Whether it is of the job that we are of, and of another start of it."""
+    return now.job != "" and one.job == now.job and one.attempt != now.attempt
 
 
 def _alive(pid: int) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fedrsclip_jax import comparison, distributed
+from fedrsclip_jax import comparison, distributed, experiment
 from fedrsclip_jax.config import GIVEN, SCORED
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.evaluate import score_zero_shot
@@ -42,6 +42,7 @@ def rescore(
     """
     if split not in ("", *SCORED):
         raise InputError(f"--split={split} is not known; give {' or '.join(SCORED)}")
+    experiment.check_seen(workdir)
     with distributed.together():
         run = open_run(workdir, overrides)
         config, task = run.config, run.task

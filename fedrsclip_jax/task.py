@@ -4,11 +4,11 @@ Images pass through the image tower here, once; nothing downstream opens one aga
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ from fedrsclip_jax.data.partition import partition
 from fedrsclip_jax.data.split import stratified_split
 from fedrsclip_jax.data.virtual import virtual_clients
 from fedrsclip_jax.errors import InputError
-from fedrsclip_jax.interrupt import Interrupt
+from fedrsclip_jax.interrupt import Interrupt, Stopped
 from fedrsclip_jax.methods import find_method
 from fedrsclip_jax.methods.base import needs_patches
 from fedrsclip_jax.progress import Progress
@@ -199,8 +199,7 @@ def encode_images(
 
     Args:
       methods: those that train on them, as classes; by default the configuration's own and its baselines.
-      interrupt: asked after each batch whether to leave; of several processes, none of which could leave alone, it is
-        not asked.
+      interrupt: asked after each batch whether to leave, which all of several processes then do.
 
     Raises:
       Stopped: as `interrupt` asked; what was encoded is in the cache.
@@ -215,22 +214,29 @@ def encode_images(
         )
     total = count * (views + 1 if views > 1 else 1)
     with progress.track("encoding images", total, unit="images") as bar:
+        encoded_images = 0
 
-        def advance(done: int, _: int) -> None:
-            bar.advance_to(done)
-            if interrupt is not None and interrupt.requested and jax.process_count() == 1:
-                interrupt.leave(f"{done} of {total} images are encoded")
+        def encode(step: Callable[[], None]) -> features.Features:
+            def advance(done: int, _: int) -> None:
+                nonlocal encoded_images
+                encoded_images = done
+                bar.advance_to(done)
+                step()
 
-        encode = partial(
-            features.encode,
-            task.images,
-            _encoder(task, grid),
-            **_entries(config, task, grid),
-            batch_size=ENCODE_BATCH,
-            skip_unreadable=config.data.skip_unreadable,
-            progress=advance,
-        )
-        encoded = distributed.in_turn(features.default_cache_dir(), encode)
+            return features.encode(
+                task.images,
+                _encoder(task, grid),
+                **_entries(config, task, grid),
+                batch_size=ENCODE_BATCH,
+                skip_unreadable=config.data.skip_unreadable,
+                progress=advance,
+            )
+
+        def leave(code: int) -> NoReturn:
+            raise Stopped(f"{encoded_images} of {total} images are encoded", code)
+
+        asked = (lambda: interrupt.exit_code) if interrupt is not None else (lambda: 0)
+        encoded = distributed.in_turn(features.default_cache_dir(), encode, asked, leave)
     unreadable = int(np.sum(~encoded.readable))
     if unreadable:
         progress.say(f"{unreadable} of {count} images could not be read and are left out")

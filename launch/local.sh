@@ -37,4 +37,5 @@ if [ "$verb" = test ]; then
   # A file stays with one process, which then compiles its programs once; long files come first.
   exec "$venv/bin/python" -m pytest --numprocesses=auto --dist=loadfile "$@"
 fi
+export FEDRSCLIP_LAUNCHER="${FEDRSCLIP_LAUNCHER:-$0}" # of the line that says how to go on
 exec "$venv/bin/fedrsclip" "$verb" "$@"

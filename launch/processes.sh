@@ -22,6 +22,7 @@ if ! command -v "$python" >/dev/null; then
 fi
 
 port="$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')"
+export FEDRSCLIP_LAUNCHER="$0 $number" # of the line that says how to go on
 export FEDRSCLIP_PROCESSES="$number" FEDRSCLIP_COORDINATOR="127.0.0.1:$port"
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
 export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=${DEVICES:-1}"

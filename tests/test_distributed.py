@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import platform
 import re
 import shutil
 import signal
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 import yaml
 
-from fedrsclip_jax import cli, distributed
+from fedrsclip_jax import cli, distributed, rendezvous
 from tests import processes
 from tests.conftest import REPOSITORY
 
@@ -43,23 +44,28 @@ def environment(devices: int = 2, **more: str) -> dict[str, str]:
     return {**os.environ, "XLA_FLAGS": flags, "PYTHON": sys.executable, **more}
 
 
-def in_two_processes(*words: str) -> list[str]:
-    """Runs `python WORDS` as two processes; what each printed, all of it sound."""
+def two_processes(*words: str) -> list[subprocess.Popen]:
+    """Starts `python WORDS` as two processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    own = {distributed.PROCESSES: "2", distributed.COORDINATOR: address}
-    started = [
+    own = {rendezvous.PROCESSES: "2", rendezvous.COORDINATOR: address}
+    return [
         subprocess.Popen(
             [sys.executable, *words],
             cwd=REPOSITORY,
-            env=environment(**own, **{distributed.PROCESS: str(process)}),
+            env=environment(**own, **{rendezvous.PROCESS: str(process)}),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
         for process in range(2)
     ]
+
+
+def in_two_processes(*words: str) -> list[str]:
+    """Runs `python WORDS` as two processes; what each printed, all of it sound."""
+    started = two_processes(*words)
     try:
         printed = [process.communicate(timeout=600) for process in started]
     finally:
@@ -242,6 +248,7 @@ import sys
 from pathlib import Path
 from fedrsclip_jax import distributed
 from fedrsclip_jax.errors import InputError
+from fedrsclip_jax.interrupt import Stopped
 
 distributed.start()
 me = 0 if distributed.first() else 1
@@ -266,12 +273,33 @@ print(attempt(lambda: distributed.check_same({"backbone": "abc", "images": str(m
 print(attempt(lambda: distributed.check_same({"backbone": "abc"})))
 
 folder = Path(sys.argv[1])
-def work():
+if me == 0:
+    (folder / "config.json").touch()
+distributed.exchange("it is there")
+print(attempt(lambda: distributed.check_seen(folder, ["config.json"])))
+print(attempt(lambda: distributed.check_seen(folder if me == 0 else folder / "elsewhere", ["config.json"])))
+(folder / "config.json").unlink(missing_ok=True)
+
+# The second is asked to leave while the first works and it waits: both leave, at the same step.
+def leave(code):
+    raise Stopped(f"at step {len(steps)}", code)
+steps = []
+def walk(step):
+    while True:
+        steps.append(None)
+        step()
+try:
+    distributed.in_turn(folder, walk, lambda: 143 * me, leave)
+except Stopped as stopped:
+    print(stopped, stopped.exit_code)
+
+def work(step):
+    step()
     done = folder / "done"
     found = done.exists()
     done.touch()
     return found
-print(distributed.in_turn(folder, work), distributed.in_turn(folder / str(me), lambda: "both"))
+print(distributed.in_turn(folder, work), distributed.in_turn(folder / str(me), lambda step: "both"))
 print(sorted(path.name for path in folder.iterdir()))
 """
 
@@ -282,8 +310,11 @@ def test_what_one_process_meets_all_learn(tmp_path):
     said = "[{'said': [0, None, 0.1]}, {'said': [1, None, 0.1]}]"
     another = "InputError: process 1 has another images than the first; give all hosts the same"
     common = [said, "all are well", "InputError: no disk (process 1)", "InputError: bad"]
-    assert first == [*common, "ValueError: b", another, "None", "False both", "['0', 'done']"]
-    assert second == [*common, "SystemExit: 1", another, "None", "True both", "['0', 'done']"]
+    for lines in (first, second):
+        unseen = lines.pop(8)
+        assert re.match(r"InputError: --workdir: .* process 1 does not see its config.json; give a --workdir", unseen)
+    assert first == [*common, "ValueError: b", another, "None", "None", "at step 1 143", "False both", "['0', 'done']"]
+    assert second == [*common, "SystemExit: 1", another, "None", "None", "at step 0 143", "True both", "['0', 'done']"]
 
 
 @pytest.mark.parametrize("character", ["a", '"', "\x01", "é", "統", "\U0001f6f0", "\udcff"], ids=ascii)
@@ -298,17 +329,17 @@ def test_an_error_of_any_characters_fits_into_a_letter(character):
 def test_a_single_process_agrees_with_itself(tmp_path):
     assert distributed.first()
     assert distributed.exchange([1]) == [[1]]
-    assert distributed.in_turn(tmp_path, lambda: 3) == 3
+    assert distributed.in_turn(tmp_path, lambda step: 3) == 3
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="as it is"), distributed.together():
         raise ValueError("as it is")
 
 
 def test_how_processes_find_each_other(refused):
-    names = (distributed.PROCESSES, distributed.PROCESS, distributed.COORDINATOR)
+    names = (rendezvous.PROCESSES, rendezvous.PROCESS, rendezvous.COORDINATOR)
 
     def plan(*values):
-        return distributed.plan(dict(zip(names, values, strict=False)))
+        return rendezvous.plan(dict(zip(names, values, strict=False)))
 
     assert plan() is None
     assert plan("1") is None
@@ -330,8 +361,8 @@ def test_how_processes_find_each_other(refused):
 
 
 def test_verbs_of_one_process_say_so(monkeypatch, capsys):
-    monkeypatch.setenv(distributed.PROCESSES, "2")
-    monkeypatch.setenv(distributed.PROCESS, "0")
+    monkeypatch.setenv(rendezvous.PROCESSES, "2")
+    monkeypatch.setenv(rendezvous.PROCESS, "0")
     assert cli.main(["pretrain", "--config=any.py"]) == 2
     assert "pretrain is the work of one process" in capsys.readouterr().err
 
@@ -362,22 +393,280 @@ def test_kubernetes_pods_find_each_other():
     (container,) = pod["containers"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] >= 1
     given = {entry["name"]: entry.get("value") for entry in container["env"]}
-    (index,) = (entry["valueFrom"]["fieldRef"] for entry in container["env"] if entry["name"] == distributed.PROCESS)
-    assert index["fieldPath"] == "metadata.annotations['batch.kubernetes.io/job-completion-index']"
-    found = distributed.plan({**given, distributed.PROCESS: "1"})
+    fields = {e["name"]: e["valueFrom"]["fieldRef"]["fieldPath"] for e in container["env"] if "valueFrom" in e}
+    assert fields[rendezvous.PROCESS] == "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+    found = rendezvous.plan({**given, rendezvous.PROCESS: "1"})
     assert found is not None
     assert found["num_processes"] == spec["completions"]
     assert found["coordinator_address"].split(":")[0] == f"{name}-0.{pod['subdomain']}"
-    mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
-    assert any(word == f"--workdir={path}/aid" for word in container["command"] for path in mounted)
+
+
+def test_kubernetes_lets_a_run_go_on_that_can():
+    _, job = yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text())
+    spec, pod = job["spec"], job["spec"]["template"]["spec"]
+    # A policy for failures needs pods that are not restarted in place.
+    assert pod["restartPolicy"] == "Never"
+    assert spec["backoffLimit"] > spec["completions"], "all pods of a program fail together"
+    rules = {rule["action"]: rule for rule in spec["podFailurePolicy"]["rules"]}
+    assert rules["FailJob"]["onExitCodes"] == {"operator": "In", "values": [2]}, "bad input stays bad"
+    assert rules["Ignore"]["onPodConditions"] == [{"type": "DisruptionTarget"}]
+    assert pod["terminationGracePeriodSeconds"] == 120
+    (container,) = pod["containers"]
+    fields = {e["name"]: e["valueFrom"]["fieldRef"]["fieldPath"] for e in container["env"] if "valueFrom" in e}
+    # What the lock knows itself by; a new pod only comes when the old one is gone.
+    assert fields["FEDRSCLIP_HOST"] == "spec.nodeName"
+    assert fields["FEDRSCLIP_ATTEMPT"] == "metadata.uid"
+    assert fields["FEDRSCLIP_JOB"] == "metadata.labels['batch.kubernetes.io/controller-uid']"
+    assert spec["podReplacementPolicy"] == "Failed"
+    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert mounts.keys() == {"/data", "/results", "/dev/shm"}
+    assert volumes[mounts["/dev/shm"]]["emptyDir"]["medium"] == "Memory"
+    assert all(any(path in word for word in container["command"]) for path in ("/data", "/results/"))
+
+
+def test_the_image_has_what_the_pods_start():
+    _, job = yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text())
+    lines = (LAUNCH / "Dockerfile").read_text().splitlines()
+    assert lines[-1] == 'ENTRYPOINT ["fedrsclip"]'
+    assert job["spec"]["template"]["spec"]["containers"][0]["command"][0] == "fedrsclip"
+    copied = [word for line in lines if line.startswith("COPY") for word in line.split()[1:-1]]
+    assert {"setup.cfg", "pyproject.toml", "fedrsclip_jax"} <= set(copied)
+    assert all((REPOSITORY / word).exists() for word in copied)
+
+
+def of_step(**more: str) -> dict[str, str]:
+    """The environment of a task of a step under Slurm."""
+    step = {"SLURM_STEP_NODELIST": "node[07-08]", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}
+    job = {"SLURM_JOB_ID": "12", "SLURM_STEP_ID": "3", "SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "0"}
+    return {rendezvous.PROCESSES: "auto", **job, **step, **more}
 
 
 def test_slurm_starts_one_process_a_host_with_all_its_devices():
     script = (LAUNCH / "slurm.sbatch").read_text()
     options = dict(re.findall(r"^#SBATCH --([a-z-]+)(?:=(\S+))?", script, re.MULTILINE))
     assert options["ntasks-per-node"] == "1"
-    own = {distributed.PROCESSES: "auto", "SLURM_NTASKS_PER_NODE": options["ntasks-per-node"]}
-    assert f"{distributed.PROCESSES}={own[distributed.PROCESSES]}" in script
-    gpus = int(options["gpus-per-node"])
-    assert distributed.plan({**own, "SLURM_GPUS_ON_NODE": str(gpus)}) == {"local_device_ids": list(range(gpus))}
-    assert distributed.plan(own) == {}, "without GPUs, or off Slurm, JAX finds out"
+    assert options.keys() >= {"requeue", "signal"}
+    assert f"{rendezvous.PROCESSES}=auto" in script
+    found = rendezvous.plan(of_step())
+    assert found is not None
+    assert (found["num_processes"], found["process_id"]) == (2, 1)
+    assert "local_device_ids" not in found, "all of them"
+    several = rendezvous.plan(of_step(SLURM_STEP_TASKS_PER_NODE="2,1", SLURM_LOCALID="1"))
+    assert several is not None
+    assert several["local_device_ids"] == [1]
+    assert rendezvous.plan({rendezvous.PROCESSES: "auto"}) == {}, "off Slurm, JAX finds out"
+    assert rendezvous.plan(of_step(SLURM_STEP_NUM_TASKS="1")) is None, "a single task is alone"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("node1", "node1"),
+        ("a,b", "a"),
+        ("node[001-015],b", "node001"),
+        ("n[3,7-9]", "n3"),
+        ("n[1-2]-ib,c", "n1-ib"),
+    ],
+)
+def test_the_first_host_of_a_step(nodes, first):
+    found = rendezvous.plan(of_step(SLURM_STEP_NODELIST=nodes))
+    assert found is not None
+    host, _, port = found["coordinator_address"].partition(":")
+    assert host == first
+    assert 61440 <= int(port) < 65536
+    other = rendezvous.plan(of_step(SLURM_STEP_NODELIST=nodes, SLURM_STEP_ID="4"))
+    assert other is not None
+    assert other["coordinator_address"] != found["coordinator_address"], "two steps of a job may share the host"
+
+
+def test_a_verb_of_one_process_runs_as_the_only_task_of_a_step(monkeypatch):
+    for name, value in of_step(SLURM_STEP_NUM_TASKS="1", SLURM_NTASKS="1", SLURM_PROCID="0").items():
+        monkeypatch.setenv(name, value)
+    distributed.refuse("sweep")
+    assert distributed.first()
+
+
+def test_processes_reach_the_first_without_a_proxy():
+    environment = {"http_proxy": "http://proxy:3128", "no_proxy": "localhost"}
+    rendezvous.bypass_proxy(environment, "node001:8476")
+    assert (environment["no_proxy"], environment["NO_PROXY"]) == ("node001,localhost", "node001")
+    rendezvous.bypass_proxy(environment, "node001:8476")
+    assert environment["no_proxy"] == "node001,localhost"
+    rendezvous.bypass_proxy(untouched := {}, "node001:8476")
+    assert untouched == {}
+
+
+def test_a_peer_that_never_comes(tmp_path):
+    """One line for who is waited for, one when the time is over, and no stack."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    code = "from fedrsclip_jax import distributed, rendezvous; rendezvous._SAY_EVERY = 1; distributed.start()"
+    own = {rendezvous.PROCESSES: "2", rendezvous.PROCESS: "0", rendezvous.COORDINATOR: address, rendezvous.WAIT: "2"}
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, env=environment(**own), capture_output=True, text=True, timeout=60
+    )
+    assert run.returncode == 1
+    waited, gave_up = run.stderr.splitlines()
+    assert waited == f"fedrsclip: waiting for 2 processes at {address}, 1 of 2 s (FEDRSCLIP_WAIT)"
+    assert gave_up.startswith(f"fedrsclip: 2 processes at {address} did not meet within 2 s; ")
+
+
+WATCHED = """
+import os, sys, time
+from pathlib import Path
+from fedrsclip_jax import distributed, peers
+
+peers._GRACE = 0.5
+distributed.start()
+peers.remember(Path(sys.argv[1]))
+distributed.exchange("all watch")
+if not distributed.first():
+    if sys.argv[2] == "dies":
+        os.kill(os.getpid(), 9)
+    if sys.argv[2] == "errs":
+        raise ValueError("mine")
+    sys.exit()
+try:
+    distributed.exchange("nobody answers")
+except RuntimeError:
+    distributed.mourn()
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("fate", "said"),
+    [
+        ("dies", "process 1 (on {host}) died; the same command goes on after round 12"),
+        ("errs", "process 1 (on {host}) ended with an error, which stands in its output; the same command goes on"),
+    ],
+)
+def test_a_dead_peer_is_said_in_a_line_and_ends_all(tmp_path, fate, said):
+    for name in ("4", "12", "16.orbax-checkpoint-tmp"):
+        (tmp_path / name).mkdir()
+    started = two_processes("-c", WATCHED, str(tmp_path), fate)
+    try:
+        (_, errors), _ = (process.communicate(timeout=100) for process in started)
+    finally:
+        for process in started:
+            process.kill()
+    assert started[0].returncode == 1, errors
+    assert errors.startswith(f"fedrsclip: {said.format(host=platform.node())}"), errors
+    assert "Traceback" not in errors
+
+
+def test_the_time_to_wait(refused):
+    assert rendezvous.patience({}) == 300
+    assert rendezvous.patience({rendezvous.WAIT: "20"}) == 20
+    with refused("FEDRSCLIP_WAIT = 'long'"):
+        rendezvous.patience({rendezvous.WAIT: "long"})
+
+
+# The script of a job, with programs in place of Slurm's that say what they were given
+
+SCONTROL = """#!/bin/sh
+case "$2" in
+  job) echo "   Command=$COMMAND WorkDir=/" ;;
+  hostnames) printf 'node1\\nnode2\\n' ;;
+esac
+"""
+SRUN = """#!/bin/sh
+printf '%s\\n' "$@"
+echo "$FEDRSCLIP_PROCESSES $no_proxy $FEDRSCLIP_LAUNCHER $PWD"
+"""
+
+
+def job_script(tmp_path: Path, *words: str, **more: str) -> tuple[int, list[str], str]:
+    """Exit code of the script, as Slurm runs its copy, what it gives `srun` by lines, and its errors."""
+    for name, text in (("scontrol", SCONTROL), ("srun", SRUN), ("fedrsclip", "")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    copy = shutil.copy(LAUNCH / "slurm.sbatch", tmp_path / "slurm_script")
+    own = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "COMMAND": str(LAUNCH / "slurm.sbatch")}
+    slurm = {"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_NUM_NODES": "2"}
+    own |= {**slurm, "SLURM_SUBMIT_DIR": str(tmp_path), "FEDRSCLIP": str(tmp_path / "fedrsclip"), **more}
+    run = subprocess.run(["bash", copy, *words], env=own, capture_output=True, text=True)
+    return run.returncode, run.stdout.splitlines(), run.stderr
+
+
+def test_a_job_from_any_folder_with_few_options(tmp_path):
+    code, given, errors = job_script(tmp_path, "train", "--workdir=a b", no_proxy="x")
+    assert (code, errors) == (0, "")
+    assert given[-3:-1] == ["train", "--workdir=a b"]
+    assert given[-1] == f"auto node1,node2,x sbatch {LAUNCH / 'slurm.sbatch'} {tmp_path}"
+    assert {"--nodes=2", "--ntasks=2", "--ntasks-per-node=1"} <= set(given)
+    assert not any("cpus" in word for word in given)
+    _, given, _ = job_script(tmp_path, "train", SLURM_CPUS_PER_TASK="8")
+    assert "--cpus-per-task=8" in given
+
+
+@pytest.mark.parametrize("verb", ["sweep", "pretrain", "export"])
+def test_a_job_of_a_verb_of_one_process(tmp_path, verb):
+    _, given, _ = job_script(tmp_path, verb)
+    assert {"--nodes=1", "--ntasks=1"} <= set(given)
+
+
+def test_a_job_array_numbers_any_word(tmp_path):
+    words = ("train", "--config.seed={task}", "--workdir=runs/aid-{task}/{task}")
+    _, given, _ = job_script(tmp_path, *words, SLURM_ARRAY_TASK_ID="7")
+    assert given[-3:-1] == ["--config.seed=7", "--workdir=runs/aid-7/7"]
+    code, given, errors = job_script(tmp_path, *words)
+    assert (code, given) == (2, [])
+    assert "--array=0-4" in errors
+
+
+# The script of a TPU slice, with a program in place of gcloud that runs here what it is to run there
+
+
+GCLOUD = """#!/bin/sh
+for word; do
+  case "$word" in
+    --command=*) cd "$THERE" && HOME="$THERE" exec bash -c "${word#--command=}" ;;
+    *.tar.gz) cp "$5" "$THERE/" ;;
+  esac
+done
+"""
+
+
+def on_a_slice(folder: Path, *words: str) -> subprocess.CompletedProcess:
+    (folder / "gcloud").write_text(GCLOUD)
+    (folder / "gcloud").chmod(0o755)
+    own = {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "THERE": str(folder), "TPU": "a", "ZONE": "b"}
+    return subprocess.run([str(LAUNCH / "tpu_pod.sh"), *words], env=own, capture_output=True, text=True, timeout=60)
+
+
+def test_a_slice_runs_and_stops_what_it_is_told(tmp_path):
+    program = tmp_path / "fedrsclip_jax" / ".venv" / "bin" / "fedrsclip"
+    program.parent.mkdir(parents=True)
+    program.write_text(
+        '#!/bin/bash\necho "$FEDRSCLIP_PROCESSES|$FEDRSCLIP_LAUNCHER|$*"\n'
+        'trap "echo saved; kill %1; exit 143" TERM\n[ "$1" = train ] || exit 0\n'
+        'touch "$THERE/runs"; sleep 60 >/dev/null & wait $!\n'
+    )
+    program.chmod(0o755)
+    told = on_a_slice(tmp_path, "evaluate", "--workdir=a b")
+    assert told.stdout == "auto|TPU=a ZONE=b launch/tpu_pod.sh|evaluate --workdir=a b\n", told.stderr
+    own = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "THERE": str(tmp_path), "TPU": "a", "ZONE": "b"}
+    with subprocess.Popen([LAUNCH / "tpu_pod.sh", "train"], env=own, stdout=subprocess.PIPE, text=True) as train:
+        try:
+            end = time.monotonic() + 30
+            while not (tmp_path / "runs").exists():
+                assert time.monotonic() < end
+                time.sleep(0.05)
+            assert on_a_slice(tmp_path, "stop").stdout == ""
+            printed, _ = train.communicate(timeout=30)
+        finally:
+            train.kill()
+    assert printed.endswith("saved\n")
+    assert "nothing runs here" in on_a_slice(tmp_path, "stop").stdout
+
+
+def test_a_slice_without_a_new_python_is_refused(tmp_path):
+    for name in ("python3", "python3.11", "python3.12", "python3.13"):
+        (tmp_path / name).write_text("#!/bin/sh\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
+    refused = on_a_slice(tmp_path, "setup")
+    assert refused.returncode == 2
+    assert "no Python 3.11 or newer" in refused.stderr

@@ -219,6 +219,32 @@ def test_a_container_of_the_same_machine_is_no_other_machine(tmp_path, system):
         assert previous.host == "elsewhere"
 
 
+def test_a_job_that_was_started_again_takes_over_from_itself(tmp_path, system, monkeypatch, refused):
+    """On another host, as a cluster has it; another step of the same start, and another job, wait."""
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "big")
+    record(tmp_path, pid=dead_pid(), host="elsewhere", boot="another", job="big/12", attempt="0")
+    with refused("on elsewhere"), hold(tmp_path):
+        pass
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    with hold(tmp_path) as previous:
+        assert previous is not None
+        assert previous.host == "elsewhere"
+        now = json.loads((tmp_path / FILE).read_text())
+        assert (now["job"], now["attempt"]) == ("big/12", "1")
+    record(tmp_path, pid=dead_pid(), host="elsewhere", boot="another", job="big/13", attempt="0")
+    with refused("on elsewhere"), hold(tmp_path):
+        pass
+
+
+def test_a_pod_is_known_by_its_node_and_its_job(tmp_path, monkeypatch):
+    for name, value in {"HOST": "node001", "JOB": "an-id", "ATTEMPT": "a-pod"}.items():
+        monkeypatch.setenv(f"FEDRSCLIP_{name}", value)
+    with hold(tmp_path):
+        now = json.loads((tmp_path / FILE).read_text())
+        assert (now["host"], now["job"], now["attempt"]) == ("node001", "an-id", "a-pod")
+
+
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", '{"pid": 1}', '{"pid": 1, "host": 2, "since": "", "boot": ""}', "\x00"]
 )

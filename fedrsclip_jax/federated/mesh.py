@@ -37,6 +37,9 @@ def make_mesh(devices: int) -> Mesh:
             "them have to work; set it to 0 for all"
         )
     chosen = available[: devices or len(available)]
+    # Outside of a TPU slice each host is a slice of its own, which `jax.make_mesh` refuses; one axis needs no plan.
+    if len({getattr(device, "slice_index", 0) for device in chosen}) > 1:
+        return Mesh(np.asarray(chosen), (AXIS,), axis_types=(AxisType.Auto,))
     return jax.make_mesh((len(chosen),), (AXIS,), axis_types=(AxisType.Auto,), devices=chosen)
 
 
