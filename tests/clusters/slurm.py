@@ -84,8 +84,9 @@ def pids(host: str, number: str) -> list[int]:
 
 def one_program(bench: Bench) -> None:
     """Two processes train as one program, from another folder than the clone, behind a proxy that leads nowhere."""
-    more = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "FEDRSCLIP_WAIT": "60"}
-    number = bench.submit(*bench.train, "--config.rounds=2", "--workdir=together", **more)
+    nowhere = "http://127.0.0.1:9"
+    words = (*bench.train, "--config.rounds=2", "--workdir=together")
+    number = bench.submit(*words, http_proxy=nowhere, https_proxy=nowhere, FEDRSCLIP_WAIT="60")
     assert ended(number) == "COMPLETED 0", bench.log(number)
     summary = (bench.folder / "together" / "summary.json").read_text()
     assert '"processes": 2' in summary, summary
