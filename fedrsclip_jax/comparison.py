@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fedrsclip_jax import distributed, events, experiment, formats, workdir
+from fedrsclip_jax import distributed, events, experiment, formats, remarks, workdir
 from fedrsclip_jax.config import Config, digest, to_dict
 from fedrsclip_jax.errors import CheckError
 from fedrsclip_jax.federated.engine import Diverged
@@ -120,6 +120,8 @@ def compare(
         planned.check_earlier(allowed)  # before the images are encoded, too
         with distributed.together():
             formats.write(folder / workdir.STUDY, {"config": to_dict(config)})
+        for sentence in (*remarks.of_images(config, planned.task.source), planned.task.reads):
+            progress.say(sentence)
         began = time.perf_counter()
         features = encode_images(config, planned.task, progress, interrupt)
         encode_seconds = time.perf_counter() - began

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fedrsclip_jax import formats
+from fedrsclip_jax.clip.templates import read_templates
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.files import read_json
 from fedrsclip_jax.nearest import nearest
@@ -93,6 +94,18 @@ class DataConfig:
     )
     half: str = key("all", "images used: `all`, or one of two disjoint halves", among=("all", "pretrain", "federate"))
     half_seed: int = key(0, "seed of the halves; pretraining and federation must agree", low=0, high=MAX_SEED)
+    split: str = key(
+        "auto",
+        "training and test images: `folder` takes those of train/, val/ and test/ in the folder, `drawn` draws them, "
+        "`auto` draws where there are no such folders",
+        among=("auto", "folder", "drawn"),
+    )
+    layout: str = key(
+        "auto",
+        "what the folders of `folder:PATH` are: `classes`, whatever they are called, `domains` with class folders in "
+        "each, or `auto`, which recognises these and folders of a split",
+        among=("auto", "classes", "domains"),
+    )
     test_fraction: float = key(0.2, "share of each class kept for testing", low=0.0, high=1.0)
     split_seed: int = key(
         0,
@@ -247,6 +260,11 @@ class Config:
     seeds: int = key(1, "runs, with seed, seed + 1, ...; each has its own partition", low=1)
     baselines: tuple = key((), "methods trained beside method.name on the same partitions, for the closing table")
     backbone: str = key("tiny", "`tiny` (embedded), a Hugging Face name, or a CLIP folder")
+    backbone_templates: tuple = key(
+        (),
+        "what zero-shot reads: one sentence with `{}` for the class, several whose features are averaged, or a file "
+        "with one a line; empty for `a satellite photo of a {}.`",
+    )
     init_from: str = key(
         "",
         "prompts to start from: `run:FOLDER` (another run's shared prompt), `coop:FILE`, `fedotp:FILE`, `flip:FILE` or "
@@ -343,6 +361,8 @@ def resolve(cls: type[T], written: Written, overrides: Sequence[tuple[str, str]]
         if kind is int and isinstance(value, float):
             whole = f.metadata["share_of"]
             values[name] = max(1, round(value * values.get(whole, known[whole][1].default)))
+    if values.get("backbone_templates"):
+        values["backbone_templates"] = read_templates(values["backbone_templates"])
     return _build(cls, values)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedrsclip_jax import compilation, distributed, formats, peers, workdir
+from fedrsclip_jax import compilation, distributed, formats, peers, remarks, workdir
 from fedrsclip_jax import config as configuration
 from fedrsclip_jax.checkpoint import BEST, FOLDER, Checkpoints, Saved
 from fedrsclip_jax.config import Config
@@ -282,6 +282,8 @@ class Run:
         self._zero_shot = score_zero_shot(
             self.features.plain, self.task.labels, federation.clients, federation.scored, federation.backbone
         )
+        if (hint := remarks.of_zero_shot(config, self._zero_shot)) and not saved:
+            self._progress.say(hint, once="zero-shot")
 
     def _evaluate(self, complete: bool) -> None:
         with compilation.measure(self.ledger.seconds, "evaluate"):

@@ -19,7 +19,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fedrsclip_jax import compilation, distributed
+from fedrsclip_jax import compilation, distributed, remarks
 from fedrsclip_jax.checkpoint import Checkpoints
 from fedrsclip_jax.comparison import Plan, plan
 from fedrsclip_jax.config import Config
@@ -276,6 +276,9 @@ def _host_memory() -> int | None:
 def show(told: Forecast, console: Console) -> None:
     """Tables of what would run and what it would take, no wider than 80 columns."""
     first, folder = told.plan.runs[0]
+    task = told.plan.task
+    for sentence in (*remarks.of_images(first, task.source), task.reads):
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     console.print(_table("what would run", ["", ""], _what(told, first)))
     by_method = [_by_method(told, name) for name in told.trials]
     several = "; of one run, that of the first seed" if first.seed != told.plan.runs[-1][0].seed else ""

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from fedrsclip_jax import config as configuration
+from fedrsclip_jax.clip.templates import read_templates
 from fedrsclip_jax.config import GIVEN, Config, DataConfig, MethodConfig, PartitionConfig
 from fedrsclip_jax.data import given
 from fedrsclip_jax.data.clients import Clients, PartitionedClients
-from fedrsclip_jax.data.sources import ImageSource, Subset, split_spec
+from fedrsclip_jax.data.sources import ImageSource, Subset, sides_of, split_spec
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.methods import READS, find_method
 from fedrsclip_jax.methods.contract import check_class, name_of
@@ -24,7 +25,7 @@ from fedrsclip_jax.task import split as drawn_split
 
 # Who reads which keys of a configuration; a dot at the end is all keys of a group.
 READ_BY = {
-    "load_backbone": ("backbone", "dtype"),
+    "load_backbone": ("backbone", "dtype", "backbone_templates"),
     "load_images": (
         "data.source",
         "data.merge",
@@ -33,6 +34,8 @@ READ_BY = {
         "data.half_seed",
         "data.image_size",
         "data.tfds_dir",
+        "data.layout",
+        "data.split",
         "data.scenes.",
     ),
     "make_clients": ("partition.", "data.test_fraction", "data.split_seed", "eval.split"),
@@ -70,6 +73,8 @@ _OF_SOURCES = {
     "data.classes": ("several",),
     "data.image_size": ("scenes",),
     "data.tfds_dir": ("tfds",),
+    "data.layout": ("folder",),
+    "data.split": ("folder",),
     "data.scenes.": ("scenes",),
 }
 _OF_CLIENTS = {
@@ -90,6 +95,8 @@ class Images(Subset):
     def __init__(self, source: ImageSource, settings: DataConfig):
         super().__init__(source, np.arange(len(source)))
         self.settings = settings
+        if settings.split == "drawn":
+            self.sides = None
 
     def __repr__(self) -> str:
         return f"{len(self)} images of {len(self.class_names)} classes, from {self.settings.source}"
@@ -125,9 +132,20 @@ def load_config(file: str | Path | None = None, **keys: Any) -> Config:
     return configuration.resolve(Config, written, [(dotted(key), _text(value)) for key, value in keys.items()])
 
 
-def load_backbone(name: str | Path = "tiny", dtype: str = "float32") -> Pretrained:
-    """A frozen CLIP: `tiny` (embedded), a Hugging Face name, or a CLIP folder; `InputError` where it cannot be used."""
-    return load_pretrained(str(name), load_config(dtype=dtype).dtype)
+def load_backbone(name: str | Path = "tiny", dtype: str = "float32", templates: str | Sequence[str] = ()) -> Pretrained:
+    """A frozen CLIP.
+
+    Args:
+      name: `tiny` (embedded), a Hugging Face name, or a CLIP folder.
+      dtype: arithmetic of its towers.
+      templates: what zero-shot reads: a sentence with `{}` for the class, several whose features are averaged, or a
+        file with one a line; by default `a satellite photo of a {}.`
+
+    Raises:
+      InputError: it cannot be used.
+    """
+    read = read_templates([templates] if isinstance(templates, str) and templates else templates)
+    return load_pretrained(str(name), load_config(dtype=dtype).dtype, read)
 
 
 def load_images(source: str | Path = "scenes", **keys: Any) -> Images:
@@ -148,7 +166,10 @@ def load_images(source: str | Path = "scenes", **keys: Any) -> Images:
     _only_for(keys, "data__", _OF_SOURCES, kinds, f"images of {source!r}")
     if "half_seed" in keys and config.data.half == "all":
         raise InputError("half_seed: half = 'all' does not read it; give half='federate', or leave it out")
-    return Images(load_source(config.data), config.data)
+    source_of_images = load_source(config.data)
+    if "split" in keys and sides_of(source_of_images) is None:
+        raise InputError(f"split: images of {source!r} bring no split in folders; leave it out")
+    return Images(source_of_images, config.data)
 
 
 def make_clients(

@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 
 from fedrsclip_jax import compilation, experiment, workdir
 from fedrsclip_jax import federation as engine
+from fedrsclip_jax.clip.templates import TEMPLATE
 from fedrsclip_jax.config import Config, DataConfig
 from fedrsclip_jax.data.clients import SPLITS, Clients
 from fedrsclip_jax.data.decoding import decode
@@ -119,7 +120,14 @@ class Federation:
         if config.eval.base_to_new:
             raise InputError("eval.base_to_new = True is for `fedrsclip train` and `sweep`; leave it out here")
         task, self._progress = backbone.task(images), Progress(quiet=quiet)
-        config = dataclasses.replace(config, backbone=backbone.name, dtype=backbone.dtype, method=method.settings)
+        templates = () if backbone.templates == (TEMPLATE,) else backbone.templates
+        config = dataclasses.replace(
+            config,
+            backbone=backbone.name,
+            dtype=backbone.dtype,
+            backbone_templates=templates,
+            method=method.settings,
+        )
         if method.make not in METHODS.values():
             width = task.clip_config.embed
             if needs_patches(method.make):
@@ -155,7 +163,8 @@ class Federation:
         """
         config = dataclasses.replace(config, seeds=1, baselines=())
         method = ChosenMethod(find_method(config.method.name), config.method)
-        made, backbone = cls.__new__(cls), load_pretrained(config.backbone, config.dtype)
+        backbone = load_pretrained(config.backbone, config.dtype, config.backbone_templates)
+        made = cls.__new__(cls)
         made._begin(config, method, backbone, load_source(config.data), None, quiet)
         return made
 

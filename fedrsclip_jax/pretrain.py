@@ -24,9 +24,11 @@ from PIL import Image
 from fedrsclip_jax.clip import huggingface, preprocess, tokenizer
 from fedrsclip_jax.clip.model import CLIP, CLIPConfig
 from fedrsclip_jax.clip.precision import FULL
+from fedrsclip_jax.clip.templates import TEMPLATE, sentence
 from fedrsclip_jax.clip.transformer import TowerConfig
 from fedrsclip_jax.config import PretrainConfig, digest, to_dict
 from fedrsclip_jax.data import looks, scenes
+from fedrsclip_jax.data.sources import Subset, sides_of
 from fedrsclip_jax.data.split import stratified_split
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.files import check_new
@@ -72,7 +74,7 @@ def pretrain(config: PretrainConfig, workdir: Path, progress: Progress) -> dict[
     model_config = _model_config(config, fitted)
     # Before the training: names that are too long for the tower are refused now, not at its end.
     try:
-        texts = [tokenizer.TEMPLATE.format(name) for name in pictures.class_names]
+        texts = [sentence(TEMPLATE, name) for name in pictures.class_names]
         templates = tokenizer.tokenize(fitted, texts, model_config)
     except InputError as error:
         raise InputError(f"model.positions = {config.model.positions} is too small: {error}") from error
@@ -184,6 +186,10 @@ def _gather(config: PretrainConfig, progress: Progress) -> tuple[Pictures, list[
                 bar.advance_to(i + 1)
         return Pictures(pixels, labels, scenes.CLASSES), [str(i) for i in range(count)]
     source = load_source(config.data)
+    sides = sides_of(source)
+    if sides is not None and config.data.split != "drawn":
+        source = Subset(source, np.flatnonzero(sides <= 0))  # those to train on, and of sources without a split all
+        progress.say(f"{len(source)} of {len(sides)} images are trained on: those of train/")
 
     def read(i: int) -> np.ndarray | None:
         try:

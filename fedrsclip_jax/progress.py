@@ -36,15 +36,23 @@ class Progress:
         """
         self.quiet, self.place = quiet, place
         self.console = console or Console(stderr=True, highlight=False)
+        self._said: set[str] = set()
 
     def part(self, number: int, of: int) -> "Progress":
         """That of one run of several, from 1; it says which."""
-        return Progress(quiet=self.quiet, console=self.console, place=f"{number}/{of} " if of > 1 else "")
+        part = Progress(quiet=self.quiet, console=self.console, place=f"{number}/{of} " if of > 1 else "")
+        part._said = self._said
+        return part
 
-    def say(self, text: str) -> None:
-        """One plain line."""
-        if not self.quiet:
+    def say(self, text: str, once: str = "") -> None:
+        """One plain line.
+
+        Args:
+          once: what it is about; of all parts, the first one says it.
+        """
+        if not self.quiet and once not in self._said:
             self.console.print(text, markup=False, soft_wrap=True)
+            self._said |= {once} - {""}
 
     @contextmanager
     def track(self, name: str, total: int, unit: str, done: int = 0, waits: str = "") -> Iterator[Bar]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from fedrsclip_jax import compilation, formats, workdir
+from fedrsclip_jax import compilation, formats, remarks, workdir
 from fedrsclip_jax.config import Config, digest, to_dict
 from fedrsclip_jax.data.features import Features
 from fedrsclip_jax.data.sources import fingerprint
@@ -50,6 +50,8 @@ VALUES = (
     "partition.classes_per_client",
     "partition.min_examples",
 )
+# Keys that images, features and zero-shot depend on, which all runs share; those of `data` too.
+_OF_ALL = ("backbone", "backbone_templates", "dtype", "eval.base_to_new", "method.patch_grid")
 _LONGEST_SLUG = 100
 # Runs of one program on a device: more of them are several programs, one after another.
 MOST_RUNS, MOST_RUNS_OF_CPU = MOST_LANES, 4 * MOST_LANES_OF_CPU
@@ -98,6 +100,8 @@ def sweep(
     with workdir.claim(folder) as dead:
         if dead:
             progress.say(f"{folder}: taken over from {dead}, which is dead")
+        for sentence in (*remarks.of_images(grid.base, task.source), task.reads):
+            progress.say(sentence)
         methods = [find_method(row.runs[0].method.name) for row in grid.rows]
         features = encode_images(grid.base, task, progress, interrupt, methods)
         formats.write(folder / "identity.json", _identity(task))
@@ -161,7 +165,7 @@ def _check_same_images(grid: Grid) -> None:
     """All rows use the base's images and backbone: what is encoded once serves all of them."""
     for row in grid.rows:
         for key in row.values:
-            if key.startswith("data.") or key in ("backbone", "dtype", "eval.base_to_new", "method.patch_grid"):
+            if key.startswith("data.") or key in _OF_ALL:
                 raise InputError(
                     f"config key {key!r} cannot be varied in a sweep, whose runs share images and features"
                 )

@@ -19,15 +19,16 @@ from jaxtyping import Array, Bool, Float, Int
 from fedrsclip_jax import compilation, distributed
 from fedrsclip_jax.clip import huggingface, preprocess, tokenizer
 from fedrsclip_jax.clip.backbone import Backbone
-from fedrsclip_jax.clip.model import CLIP, CLIPConfig
+from fedrsclip_jax.clip.model import CLIP, CLIPConfig, unit
 from fedrsclip_jax.clip.precision import same_everywhere
+from fedrsclip_jax.clip.templates import TEMPLATE, reads, sentence
 from fedrsclip_jax.config import GIVEN, Config, DataConfig, MethodConfig, split_seed
 from fedrsclip_jax.data import features, scenes, sources
 from fedrsclip_jax.data.clients import Clients, PartitionedClients
 from fedrsclip_jax.data.halves import ClassRange, base_and_new
 from fedrsclip_jax.data.joined import Joined, read_merge
 from fedrsclip_jax.data.partition import partition
-from fedrsclip_jax.data.split import stratified_split
+from fedrsclip_jax.data.split import given_sides, given_split, stratified_split
 from fedrsclip_jax.data.virtual import virtual_clients
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.interrupt import Interrupt, Stopped
@@ -47,6 +48,7 @@ class Task:
       source: the images that the federation sees, with names, domains and digests.
       folder, clip, clip_config, words: the backbone and its tokenizer.
       digest: of the backbone's weights.
+      templates: sentences of zero-shot, whose text features are averaged.
       new: those of further classes, which it does not see, with `eval.base_to_new`.
     """
 
@@ -56,6 +58,7 @@ class Task:
     clip_config: CLIPConfig
     words: Any
     digest: str
+    templates: tuple[str, ...] = (TEMPLATE,)
     new: ClassRange | None = None
 
     @property
@@ -69,6 +72,11 @@ class Task:
         return dataclasses.replace(self, source=self.new, new=None)
 
     @property
+    def reads(self) -> str:
+        """What zero-shot CLIP reads, for people."""
+        return reads(self.templates, self.source.class_names)
+
+    @property
     def labels(self) -> Int[np.ndarray, " images"]:
         return self.source.labels
 
@@ -79,16 +87,25 @@ class Task:
         suffixes = tokenizer.suffixes(
             self.words, names, self.clip_config, method.context_tokens, prompts, method.class_position
         )
-        texts = [tokenizer.TEMPLATE.format(name) for name in names]
-        tokens = jnp.asarray(tokenizer.tokenize(self.words, texts, self.clip_config))
-        zero_shot = _encode_text(*nnx.split(self.clip), tokens)
         return Backbone(
             self.clip.text,
             jnp.exp(self.clip.logit_scale[...]),
             suffixes,
-            zero_shot,
+            self._zero_shot(),
             method.class_position,
         )
+
+    def _zero_shot(self) -> Float[Array, "classes embed"]:
+        """Unit-norm text features of the classes; of several templates the mean, again of unit norm.
+
+        As in CLIP's prompt ensembling (Radford et al. 2021, arXiv:2103.00020, section 3.1.4).
+        """
+        features = []
+        for template in self.templates:
+            texts = [sentence(template, name) for name in self.source.class_names]
+            tokens = jnp.asarray(tokenizer.tokenize(self.words, texts, self.clip_config))
+            features.append(_encode_text(*nnx.split(self.clip), tokens))
+        return features[0] if len(features) == 1 else unit(jnp.stack(features).mean(axis=0))
 
     def patch_grid(self, method: MethodConfig) -> int:
         """Patches along a side that methods of patches see.
@@ -137,6 +154,7 @@ def _open_one(spec: str, data: DataConfig) -> sources.ImageSource:
         scenes_domains=data.scenes.domains or scenes.FEDERATION,
         seed=data.scenes.seed,
         data_dir=data.tfds_dir or None,
+        layout=data.layout,
     )
     if data.half == "all":
         return source
@@ -150,7 +168,7 @@ class Pretrained:
     Attributes:
       name: `tiny`, a Hugging Face name, or a folder.
       dtype: arithmetic of the towers, as the key `dtype`.
-      folder, clip, clip_config, words, digest: as of `Task`.
+      folder, clip, clip_config, words, digest, templates: as of `Task`.
     """
 
     name: str
@@ -160,6 +178,7 @@ class Pretrained:
     clip_config: CLIPConfig
     words: Any
     digest: str
+    templates: tuple[str, ...] = (TEMPLATE,)
 
     def __repr__(self) -> str:
         size, embed = self.clip_config.image_size, self.clip_config.embed
@@ -168,15 +187,16 @@ class Pretrained:
     def task(self, source: sources.ImageSource, *, base_to_new: bool = False) -> Task:
         """A task on all images, or on those of the base classes; `InputError` where these cannot be told apart."""
         seen, new = base_and_new(source) if base_to_new else (source, None)
-        return Task(seen, self.folder, self.clip, self.clip_config, self.words, self.digest, new)
+        return Task(seen, self.folder, self.clip, self.clip_config, self.words, self.digest, self.templates, new)
 
 
-def load_pretrained(name: str, dtype: str) -> Pretrained:
-    """Loads a backbone; `InputError` where it cannot be used."""
+def load_pretrained(name: str, dtype: str, templates: Sequence[str] = ()) -> Pretrained:
+    """Loads a backbone; `InputError` where it cannot be used. Without templates zero-shot has the usual one."""
     folder = huggingface.resolve(name)
     clip, clip_config = huggingface.load_clip(folder, dtype)
     words = tokenizer.load_tokenizer(folder, clip_config)
-    return Pretrained(name, dtype, folder, clip, clip_config, words, huggingface.weights_digest(folder))
+    digest = huggingface.weights_digest(folder)
+    return Pretrained(name, dtype, folder, clip, clip_config, words, digest, tuple(templates) or (TEMPLATE,))
 
 
 def load_task(config: Config, source: sources.ImageSource | None = None) -> Task:
@@ -186,7 +206,8 @@ def load_task(config: Config, source: sources.ImageSource | None = None) -> Task
       InputError: the backbone or the data cannot be used.
     """
     source = load_source(config.data) if source is None else source
-    return load_pretrained(config.backbone, config.dtype).task(source, base_to_new=config.eval.base_to_new)
+    pretrained = load_pretrained(config.backbone, config.dtype, config.backbone_templates)
+    return pretrained.task(source, base_to_new=config.eval.base_to_new)
 
 
 def encode_images(
@@ -375,21 +396,27 @@ def divide_images(
 def split(
     config: Config, source: sources.ImageSource, readable: Bool[np.ndarray, " images"] | None = None
 ) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " test"]]:
-    """Positions of the images to train on and to score, a function of data and `data.split_seed`.
+    """Positions of the images to train on and to score: as the folders give them, or drawn by `data.split_seed`.
 
-    Clients that each have a sensor are tested on as large a part of every sensor's images; see `stratified_split`.
+    Clients that each have a sensor are tested on as large a part of every sensor's images; see `data.split`.
     """
     labels = source.labels
     strata = source.domains if config.partition.kind == "domain" else None
 
-    def sides(eligible: Bool[np.ndarray, " images"]) -> tuple[np.ndarray, np.ndarray]:
+    def drawn(eligible: Bool[np.ndarray, " images"]) -> tuple[np.ndarray, np.ndarray]:
         fraction, seed = config.data.test_fraction, split_seed(config)
         return stratified_split(labels, source.digests, fraction, seed, eligible, source.class_names, strata)
 
-    train, test = sides(np.ones(len(labels), bool) if readable is None else readable)
-    if config.eval.split == "validation":
+    eligible = np.ones(len(labels), bool) if readable is None else readable
+    sides, validation = given_sides(config.data.split, source), config.eval.split == "validation"
+    if sides is not None:
+        train, test = given_split(labels, sides, eligible, source.class_names, validation)
+        validation = validation and not len(test)
+    else:
+        train, test = drawn(eligible)
+    if validation:
         # Settings are chosen on a part of the training images; the test images are not looked at.
-        train, test = sides(np.isin(np.arange(len(labels)), train))
+        train, test = drawn(np.isin(np.arange(len(labels)), train))
     return train, test
 
 

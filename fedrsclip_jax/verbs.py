@@ -232,9 +232,19 @@ def data(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     from fedrsclip_jax.report import dataset
 
     source = task.seen(config, task.load_source(config.data))
-    clients = task.divide_images(config, source)
-    found = dataset.describe(config, source, clients, task.client_domains(config, source, clients))
+    try:
+        clients, refusal = task.divide_images(config, source), None
+    except InputError as error:  # the images are worth a look nevertheless
+        clients, refusal = None, error
+    domains = task.client_domains(config, source, clients) if clients is not None else None
+    found = dataset.describe(config, source, clients, domains)
     dataset.show(found, Console())
+    if refusal is not None:
+        of_images = [name for name, _ in overrides if name.startswith("data.")]
+        asked = len(of_images) < len(overrides) or {"data.split", "data.test_fraction"} & {*of_images}
+        if asked or known.config or known.output:
+            raise refusal
+        print(f"clients: the default split and partition do not fit these images ({refusal})")
     if known.output:
         write_bytes(known.output, dataset.picture(found))
         print(f"picture in {known.output}")

@@ -47,6 +47,9 @@ def another(name):
         "data.half": "federate",
         "data.half_seed": 2,
         "data.classes": "intersection",
+        "data.split": "drawn",
+        "data.layout": "classes",
+        "backbone_templates": ("a {}.",),
         "data.scenes.domains": ("dust",),
         "partition.kind": "iid",
         "method.patch_grid": 2,
@@ -136,10 +139,32 @@ def broken(tmp_path_factory):
     return images, frs.make_clients(images, owner={"lake/0.png": 0, "lake/1.png": 0, "river/0.png": 0}, train=[0, 4])
 
 
+def _in_folders(root):
+    """Class folders in folders of a split."""
+    for side in ("train", "test"):
+        for name in ("river", "lake"):
+            (root / side / name).mkdir(parents=True)
+            Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(root / side / name / "0.png")
+    return root
+
+
+def test_templates_of_a_backbone_change_zero_shot(images, tiny_folder):
+    plain, other = (
+        frs.load_backbone(tiny_folder),
+        frs.load_backbone(tiny_folder, templates=["a {}.", "{} seen from above"]),
+    )
+    method = frs.make_method("promptfl").settings
+    zero_shot = [np.asarray(each.task(images).backbone(method).zero_shot) for each in (plain, other)]
+    assert np.abs(zero_shot[0] - zero_shot[1]).max() > 1e-3
+    np.testing.assert_allclose(np.linalg.norm(zero_shot[1], axis=1), 1, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", [name for name in ALL if name.startswith("data.") and name != "data.source"])
 @pytest.mark.parametrize("kind", ["scenes", "folder", "several"])
 def test_a_key_of_images_changes_them_or_is_refused(kind, name, tmp_path, broken):
     folder = f"folder:{Path(broken[0].name(0)).parent.parent}"
+    if name in ("data.split", "data.layout"):
+        folder = f"folder:{_in_folders(tmp_path / 'laid_out')}"
     source = {"scenes": "scenes", "folder": folder, "several": f"scenes,{folder}"}[kind]
     key, value = underscored(name.removeprefix("data.")), another(name)
     given = {} if kind == "folder" else {"scenes__count": 32}
@@ -153,7 +178,8 @@ def test_a_key_of_images_changes_them_or_is_refused(kind, name, tmp_path, broken
     if after is None:
         assert re.match(rf"{key}: .* (say it to|leave it out)", said), said
     else:
-        assert (after.digests, after.class_names) != (before.digests, before.class_names)
+        told = [(images.digests, images.class_names, images.sides is None) for images in (before, after)]
+        assert told[0] != told[1]
 
 
 def test_a_seed_of_halves_needs_halves(refused):

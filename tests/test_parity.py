@@ -14,7 +14,8 @@ import pytest
 
 from fedrsclip_jax.clip.huggingface import load_clip, save_clip
 from fedrsclip_jax.clip.model import CLIP, ROWS_IN_CACHE
-from fedrsclip_jax.clip.tokenizer import TEMPLATE, load_tokenizer, tokenize
+from fedrsclip_jax.clip.templates import TEMPLATE
+from fedrsclip_jax.clip.tokenizer import load_tokenizer, tokenize
 
 torch = pytest.importorskip("torch", reason="parity is with PyTorch, which is not installed")
 transformers = pytest.importorskip("transformers")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from fedrsclip_jax.clip.huggingface import read_config
-from fedrsclip_jax.clip.tokenizer import TEMPLATE, load_tokenizer, name_and_stop, suffixes, tokenize, words
+from fedrsclip_jax.clip.templates import TEMPLATE
+from fedrsclip_jax.clip.tokenizer import load_tokenizer, name_and_stop, suffixes, tokenize, words
 from fedrsclip_jax.export.layouts import check_names
 from fedrsclip_jax.export.sequences import sequences
 

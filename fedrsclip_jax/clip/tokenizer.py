@@ -12,8 +12,6 @@ from fedrsclip_jax.clip.model import CLIPConfig
 from fedrsclip_jax.clip.suffixes import Suffixes, pack
 from fedrsclip_jax.errors import InputError
 
-TEMPLATE = "a satellite photo of a {}."
-
 
 def load_tokenizer(folder: Path, config: CLIPConfig) -> Any:
     """The tokenizer of a CLIP folder (`tokenizer.json`, or `vocab.json` with `merges.txt`).

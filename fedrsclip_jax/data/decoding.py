@@ -5,9 +5,10 @@ import io
 import numpy as np
 from jaxtyping import UInt8
 
+from fedrsclip_jax.data import bands
 from fedrsclip_jax.errors import InputError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".jp2")
 MOST_PIXELS = 100_000_000  # of a picture: eight are decoded at a time
 SKIP_HINT = "repair or remove it, or skip such images with --config.data.skip_unreadable=True"
 
@@ -17,11 +18,25 @@ def decode(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
 
     Grey and palette pictures become RGB and an alpha channel is dropped. One-channel pictures of more than
     8 bits are stretched between their 2nd and 98th percentile, as is usual for raw sensor counts; of 16-bit
-    *colour*, Pillow reads the high bytes only.
+    *colour*, Pillow reads the high bytes only. Of TIFFs the bands called red, green and blue are taken. TIFFs and
+    JPEG 2000 that Pillow does not read, such as those of many bands, are read by rasterio where it is installed.
 
     Raises:
         ValueError: the bytes are not a complete image of a known format.
     """
+    try:
+        return _decode(data)
+    except ValueError as error:
+        if not bands.is_raster(data):
+            raise
+        try:
+            return bands.read_raster(data, MOST_PIXELS)
+        except ImportError:
+            raise ValueError(f"{error}; where it has several bands: pip install rasterio, which reads it") from error
+
+
+def _decode(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
+    """By Pillow."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -35,6 +50,10 @@ def decode(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
                 return _stretch(np.asarray(picture))
             if "transparency" in picture.info:
                 picture = picture.convert("RGBA")
+            if picture.format == "TIFF" and picture.mode in ("RGB", "RGBA"):
+                names = bands.names_in_tiff(getattr(picture, "tag_v2", {}), len(picture.getbands()))
+                if (order := bands.by_names(names)) is not None:
+                    return np.ascontiguousarray(np.asarray(picture)[..., [number - 1 for number in order]])
             return np.array(picture.convert("RGB"))
     except MemoryError:
         raise

@@ -31,7 +31,7 @@ from fedrsclip_jax.errors import DISK_REFUSALS, InputError
 from fedrsclip_jax.files import replace
 from fedrsclip_jax.lock import turn
 
-_FORMAT = 3  # part of every key: raise it whenever cached features would no longer be the same
+_FORMAT = 4  # part of every key: raise it whenever cached features would no longer be the same
 _FLUSH_EVERY = 4  # batches between two records of progress: what a killed process loses
 _CROP_SCALE = (0.5, 1.0)
 _CROP_RATIO = (3 / 4, 4 / 3)

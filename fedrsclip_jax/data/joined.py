@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from fedrsclip_jax.data.sources import ImageSource
+from fedrsclip_jax.data.sources import ImageSource, remarks_of, sides_of
 from fedrsclip_jax.errors import InputError
 
 SHIPPED_MERGE = Path(__file__).resolve().parent.parent / "assets" / "class_names" / "merged.txt"
@@ -22,6 +22,8 @@ class Joined:
     Attributes:
       class_names: those of the first source, then what each further one adds; see `ImageSource` for the others.
       domain_names, domains: the sources; their own domains are not told apart.
+      sides: of the splits that the sources bring; see `sources.sides_of`.
+      remarks: those of the sources.
       origins: what each class is called in each source, None where a source lacks it: [class][source].
     """
 
@@ -71,6 +73,16 @@ class Joined:
             rows.append(kept)
         self.labels, self.domains = np.concatenate(labels), np.concatenate(domains)
         self._parts, self._rows = parts, np.concatenate(rows)
+        of_parts = [sides_of(part) for part in parts]
+        self.sides = None
+        if any(sides is not None for sides in of_parts):
+            self.sides = np.concatenate(
+                [
+                    np.full(len(kept), -1, np.int8) if sides is None else sides[kept]
+                    for sides, kept in zip(of_parts, rows, strict=True)
+                ]
+            )
+        self.remarks = [remark for part in parts for remark in remarks_of(part)]
         self._digests: list[str] | None = None
 
     def __len__(self) -> int:

@@ -61,6 +61,9 @@ class Subset:
         self.indices = indices
         self.class_names, self.domain_names = source.class_names, source.domain_names
         self.labels, self.domains = source.labels[indices], source.domains[indices]
+        sides = sides_of(source)
+        self.sides = None if sides is None else sides[indices]
+        self.remarks = remarks_of(source)
 
     @property
     def digests(self) -> list[str]:
@@ -101,6 +104,16 @@ def half(source: ImageSource, which: str, seed: int) -> Subset:
     return Subset(source, np.array(chosen, np.int64))
 
 
+def sides_of(source: ImageSource) -> Int[np.ndarray, "images"] | None:
+    """The split that a source brings: positions in `layout.SIDES`, -1 for images of none; None where it brings none."""
+    return getattr(source, "sides", None)
+
+
+def remarks_of(source: ImageSource) -> list[str]:
+    """Sentences on what a person should know of a source."""
+    return [*getattr(source, "remarks", ())]
+
+
 def fingerprint(source: ImageSource) -> str:
     """sha256 over the images, labels and class names of a source, in their order."""
     return _sha256([*source.class_names, *source.digests], np.ascontiguousarray(source.labels, "<i4").tobytes())
@@ -127,8 +140,11 @@ def open_source(
     scenes_domains: tuple[str, ...],
     seed: int,
     data_dir: str | Path | None = None,
+    layout: str = "auto",
 ) -> ImageSource:
-    """Opens `scenes`, `folder:PATH` or `tfds:NAME`; only `tfds` uses `data_dir`, only `scenes` the others.
+    """Opens `scenes`, `folder:PATH` or `tfds:NAME`.
+
+    Only `tfds` uses `data_dir`, only `folder` uses `layout`, and only `scenes` the others.
 
     Raises:
         InputError: another kind of source, or one that cannot be opened.
@@ -139,7 +155,7 @@ def open_source(
 
         return Scenes(scenes_count, size=scenes_size, seed=seed, domains=scenes_domains)
     if kind == "folder" and rest:
-        return Folder(rest)
+        return Folder(rest, layout)
     if kind == "tfds" and rest:
         return Tfds(rest, data_dir)
     raise InputError(f"data.source={spec!r} is not known; use scenes, folder:PATH or tfds:NAME")

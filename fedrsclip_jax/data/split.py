@@ -1,10 +1,12 @@
-"""The split of a source into training and test images."""
+"""The split of a source into training and test images: drawn by a seed, or as its folders give it."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Int, Int32
 
+from fedrsclip_jax.data.layout import SIDES
+from fedrsclip_jax.data.sources import ImageSource, sides_of
 from fedrsclip_jax.errors import InputError
 
 _STREAM = 0x5917  # keeps this use of a seed apart from every other
@@ -85,3 +87,61 @@ def _interleaved(
         members = np.flatnonzero(strata == stratum)
         place[members] = (np.arange(len(members)) + rng.random()) / len(members)
     return order[np.argsort(place, kind="stable")]
+
+
+def given_split(
+    labels: Int[np.ndarray, "images"],
+    sides: Int[np.ndarray, "images"],
+    eligible: Bool[np.ndarray, "images"],
+    class_names: Sequence[str],
+    validation: bool,
+) -> tuple[Int32[np.ndarray, "train"], Int32[np.ndarray, "test"]]:
+    """The split that a source brings: its training images, and those that are scored.
+
+    Args:
+        labels, eligible: see `stratified_split`.
+        sides: of each image, a position in `layout.SIDES`.
+        class_names: each of these classes has to have images on both sides.
+        validation: whether the images to choose settings on are scored, and not those of the test. Without test
+            images those of the validation take their place.
+
+    Returns:
+        Ascending positions of the images to train on and to score. None are scored where `validation` is asked for and
+        the source brings none: they are to be drawn from the training images.
+
+    Raises:
+        InputError: a class without images on one of the sides.
+    """
+    there = [bool(np.any(sides == side)) for side in range(len(SIDES))]
+    scored = 1 if (validation and there[2]) or not there[2] else 2
+    if validation and not (there[1] and there[2]):
+        scored = 0  # nothing is left for it
+    parts = [np.flatnonzero((sides == side) & eligible).astype(np.int32) for side in (0, scored)]
+    for side, part in zip((0, scored), parts, strict=True):
+        missing = np.setdiff1d(np.arange(len(class_names)), labels[part])
+        if len(missing):
+            raise InputError(
+                f"class {class_names[missing[0]]!r} has no readable image on the {SIDES[side]} side of the split that "
+                "the folders are; add some, remove the class, or draw a split with data.split=drawn"
+            )
+    return parts[0], np.zeros(0, np.int32) if scored == 0 else parts[1]
+
+
+def given_sides(split: str, source: ImageSource) -> Int[np.ndarray, "images"] | None:
+    """Sides of the split that the source brings, as `data.split` has it; None where the split is drawn.
+
+    Raises:
+        InputError: `data.split=folder` without such a split, or one of several sources brings none.
+    """
+    sides = None if split == "drawn" else sides_of(source)
+    if sides is None and split == "folder":
+        raise InputError(
+            "data.split=folder: the images bring no split; put class folders into train/ and test/ (and val/), or "
+            "leave data.split out, which draws one"
+        )
+    if sides is not None and (sides < 0).any():
+        raise InputError(
+            f"data.source: some of these sources bring a split and others none, such as that of "
+            f"{source.name(int(np.argmin(sides)))}; give data.split=drawn, which draws one for all"
+        )
+    return sides

@@ -7,6 +7,7 @@ import numpy as np
 
 from fedrsclip_jax.clip import tokenizer
 from fedrsclip_jax.clip.huggingface import save_clip
+from fedrsclip_jax.clip.templates import TEMPLATE, sentence
 from fedrsclip_jax.export.pictures import Pictures
 from fedrsclip_jax.finished import FinishedRun
 
@@ -43,5 +44,5 @@ def run_backbone(run: FinishedRun, folder: Path, pictures: Pictures) -> np.ndarr
 
     clip, config = TorchCLIP(folder), read_config(folder)
     words = tokenizer.load_tokenizer(folder, config)
-    texts = [tokenizer.TEMPLATE.format(name) for name in run.task.source.class_names]
+    texts = [sentence(TEMPLATE, name) for name in run.task.source.class_names]
     return clip.logits(clip.plain(tokenizer.tokenize(words, texts, config).astype(np.int64)), pictures)

@@ -13,7 +13,7 @@ import numpy as np
 
 from fedrsclip_jax.clip.preprocess import shrink
 from fedrsclip_jax.data.decoding import EXTENSIONS, decode
-from fedrsclip_jax.data.folder import images_below
+from fedrsclip_jax.data.layout import images_below
 from fedrsclip_jax.errors import CheckError, InputError
 from fedrsclip_jax.export.chosen import choose
 from fedrsclip_jax.export.figures import remembered, warning

@@ -11,11 +11,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fedrsclip_jax import remarks
+from fedrsclip_jax.clip.templates import TEMPLATE, sentence
 from fedrsclip_jax.config import Config
 from fedrsclip_jax.data.clients import SPLITS, Clients
 from fedrsclip_jax.data.joined import Joined
 from fedrsclip_jax.data.published import published
-from fedrsclip_jax.data.sources import ImageSource, split_spec
+from fedrsclip_jax.data.sources import ImageSource, remarks_of, split_spec
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.report.terminal import print_table
 
@@ -35,10 +37,13 @@ class Description:
       doubles: images that are byte for byte another one.
       sizes: (width, height) in pixels -> pictures, of up to `LOOKED_AT` that were opened.
       unreadable: of those, pictures that cannot be read.
-      num_clients: all of them; the rest is of the first `IN_PICTURE`.
+      num_clients: all of them, 0 where the images cannot be divided; the rest is of the first `IN_PICTURE`.
       images: training and test images by split, [clients, classes].
       client_domains: whose images a client has, where clients are dealt out by it.
-      remarks: sentences about what is not as published.
+      remarks: sentences about what is not as published, how folders were understood, and what is left out.
+      sentences: what zero-shot CLIP reads, by class; further templates are averaged with these.
+      templates: how many there are.
+      names_file: whether `classnames.txt` could give other names.
     """
 
     title: str
@@ -54,12 +59,16 @@ class Description:
     images: dict[str, Int64[np.ndarray, "clients classes"]]
     client_domains: list[str] | None
     remarks: list[str]
+    sentences: list[str]
+    templates: int
+    names_file: bool
 
 
-def describe(config: Config, source: ImageSource, clients: Clients, domains: list[str] | None) -> Description:
+def describe(config: Config, source: ImageSource, clients: Clients | None, domains: list[str] | None) -> Description:
     """Counts images and opens some of them.
 
     Args:
+      clients: None where the images cannot be divided.
       domains: see `task.client_domains`.
 
     Raises:
@@ -76,13 +85,11 @@ def describe(config: Config, source: ImageSource, clients: Clients, domains: lis
             if not config.data.skip_unreadable:
                 raise
             unreadable += 1
-    first = np.arange(min(clients.num_clients, IN_PICTURE))
-    images = {}
-    for split in SPLITS:
-        table, counts = clients.padded(first, split)
-        owners = np.repeat(first, counts)
-        owned = source.labels[table[np.arange(table.shape[1]) < counts[:, None]]]
-        images[split] = np.bincount(owners * classes + owned, minlength=len(first) * classes).reshape(-1, classes)
+    first = np.arange(min(clients.num_clients, IN_PICTURE) if clients is not None else 0)
+    images = {split: np.zeros((0, classes), np.int64) for split in SPLITS}
+    if clients is not None:
+        images = {split: _counts(clients, first, split, source.labels, classes) for split in SPLITS}
+    said = remarks.of_images(config, source) if clients is not None else remarks_of(source)
     return Description(
         config.data.source,
         source.class_names,
@@ -93,11 +100,23 @@ def describe(config: Config, source: ImageSource, clients: Clients, domains: lis
         len(source) - len(set(source.digests)),
         sizes,
         unreadable,
-        clients.num_clients,
+        clients.num_clients if clients is not None else 0,
         images,
         domains,
-        _remarks(config, source),
+        [*said, *_remarks(config, source)],
+        [sentence((*config.backbone_templates, TEMPLATE)[0], name) for name in source.class_names],
+        max(len(config.backbone_templates), 1),
+        "folder:" in config.data.source,
     )
+
+
+def _counts(
+    clients: Clients, ids: np.ndarray, split: str, labels: np.ndarray, classes: int
+) -> Int64[np.ndarray, "clients classes"]:
+    """Images of each client and class on one side of the split."""
+    table, counts = clients.padded(ids, split)
+    owned = labels[table[np.arange(table.shape[1]) < counts[:, None]]]
+    return np.bincount(np.repeat(ids, counts) * classes + owned, minlength=len(ids) * classes).reshape(-1, classes)
 
 
 def show(found: Description, console: Console) -> None:
@@ -118,6 +137,16 @@ def show(found: Description, console: Console) -> None:
     for line in [*lines, *found.remarks]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     print_table(_classes(found), console)
+    said = "zero-shot CLIP reads, of each class:"
+    if found.templates > 1:
+        said = f"zero-shot CLIP reads, of each class, and {found.templates - 1} more templates averaged with it:"
+    for line in (said, *(f"  {read}" for read in found.sentences)):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if found.names_file:
+        names = "other words for a class go into classnames.txt in the folder, a line a class: folder = words"
+        console.print(names, highlight=False, markup=False, soft_wrap=True)
+    if not found.num_clients:
+        return
     print_table(_clients(found), console)
     if (rest := found.num_clients - IN_TABLE) > 0:
         console.print(f"and {rest:,} more clients", highlight=False)
