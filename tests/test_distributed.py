@@ -218,6 +218,7 @@ def test_the_launcher_passes_a_signal_on(tiny_folder, tmp_path):
             launcher.kill()
     assert launcher.returncode == 143
     assert b"saved after round" in printed
+    assert f"to go on: {LAUNCH / 'processes.sh'} 2 train ".encode() in printed, "what was given, launcher and all"
     assert any((folder / "checkpoints").iterdir())
 
 

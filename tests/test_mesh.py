@@ -1,5 +1,8 @@
 """The devices, and how many clients train on one of them at a time."""
 
+from dataclasses import dataclass
+
+import jax
 import pytest
 
 from fedrsclip_jax.federated.mesh import choose_lanes, fit_lanes, make_mesh
@@ -8,6 +11,23 @@ from fedrsclip_jax.federated.mesh import choose_lanes, fit_lanes, make_mesh
 def test_too_many_devices_are_refused():
     with pytest.raises(ValueError, match=r"spmd\.devices = 64, but JAX sees 8"):
         make_mesh(64)
+
+
+@dataclass(frozen=True)
+class OfAHost:
+    """A device as JAX shows those of two hosts, which one machine does not have."""
+
+    id: int
+    slice_index: int
+    process_index: int
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+
+
+def test_hosts_are_slices_of_their_own(monkeypatch):
+    devices = [OfAHost(id=i, slice_index=i // 2, process_index=i // 2) for i in range(4)]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    assert [*make_mesh(0).devices] == devices
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
