@@ -18,7 +18,7 @@ from pathlib import Path
 # By phase: a function on the stack of some thread, the entry into it at which death comes at the latest, and the chance
 # of death at each look from the drawn entry on.
 PHASES = {
-    "encoding": (("features.py", "_compute"), 1, 0.01),
+    "encoding": (("features.py", "_compute"), 1, 0.1),  # short, as the program is on disk already
     "round": (("engine.py", "advance"), 5, 0.1),
     "evaluation": (("evaluate.py", "score_federation"), 3, 0.1),
     "save": (("checkpoint.py", "save"), 4, 0.5),
