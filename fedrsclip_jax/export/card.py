@@ -185,10 +185,12 @@ def _content(kind: str, head: LinearHead, norms: Any, tower: str) -> str:
 def _licence(ours: bool, backbone: str, dataset: str) -> str:
     code = "`torch_classifier.py` and the embedded CLIP" if ours else "`torch_classifier.py`"
     rest = "" if ours else f" Image tower and class weights come from `{backbone}` and are under its licence."
-    return (
-        f"The code, {code}, is under Apache-2.0 like fedrsclip_jax.{rest} Whether what was learned from the images of "
-        f"`{dataset}` may be passed on is for their licence to say."
+    images = (
+        "The drawn scenes that it learned from are, too."
+        if dataset == "scenes"
+        else f"Whether what was learned from the images of `{dataset}` may be passed on is for their licence to say."
     )
+    return f"The code, {code}, is under Apache-2.0 like fedrsclip_jax.{rest} {images}"
 
 
 def _made(summary: dict[str, Any]) -> str:

@@ -66,6 +66,7 @@ def test_it_learns_and_is_reported_and_exported(compared, tmp_path, capfd):
     assert cli.main([*words, "--format=safetensors", f"--output={tmp_path / 'prompts'}"]) == 0
     certificate = json.loads((tmp_path / "prompts" / "certificate.json").read_text())
     assert certificate["verified"] == (find_spec("torch") is not None), "by PyTorch, where there is one"
+    assert certificate["compared"] == "mean of the prompts' logits on whole images"  # not the transport
     capfd.readouterr()
     assert cli.main([*words, "--format=classifier", f"--output={tmp_path / 'classifier'}"]) == 2
     said = capfd.readouterr().err
