@@ -16,6 +16,7 @@ from pathlib import Path
 from fedrsclip_jax import arguments, distributed
 from fedrsclip_jax.errors import DISK_REFUSALS, CheckError, InputError
 from fedrsclip_jax.interrupt import Stopped
+from fedrsclip_jax.provenance import of_command
 from fedrsclip_jax.verbs import say
 
 # Where Python and its packages lie.
@@ -39,7 +40,8 @@ def main(given: Sequence[str] | None = None) -> int:
             distributed.start()
         else:
             distributed.refuse(known.verb)
-        known.run(known, overrides)
+        with of_command(words):
+            known.run(known, overrides)
         distributed.exchange("done")  # who leaves early is taken for dead
         sys.stdout.flush()
     except Stopped as stopped:

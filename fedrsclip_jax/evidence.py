@@ -18,6 +18,7 @@ from fedrsclip_jax import distributed, formats
 from fedrsclip_jax.clip.backbone import Backbone
 from fedrsclip_jax.data.sources import ImageSource
 from fedrsclip_jax.errors import InputError
+from fedrsclip_jax.evaluate import Answers
 from fedrsclip_jax.federation import Federation
 from fedrsclip_jax.files import replace
 
@@ -77,9 +78,13 @@ class Evidence:
             return None
 
 
-def gather(federation: Federation, source: ImageSource) -> Evidence:
-    """Looks at a federation as it stands; of several processes, all have to."""
-    answers, pooled = federation.answers(), federation.clients.pooled
+def gather(federation: Federation, source: ImageSource, answers: Answers) -> Evidence:
+    """Looks at a federation as it stands; of several processes, all have to.
+
+    Args:
+      answers: `federation.answers()`.
+    """
+    pooled = federation.clients.pooled
     truth = federation.labels[pooled]
     wrong = _telling(truth, answers.guess, answers.confidence)
     wrong, pictures = _pictures(source, pooled, wrong)

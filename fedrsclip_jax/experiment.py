@@ -28,8 +28,10 @@ from fedrsclip_jax.interrupt import Interrupt
 from fedrsclip_jax.ledger import Ledger, read_lines
 from fedrsclip_jax.methods import find_method
 from fedrsclip_jax.methods.base import head_of, needs_patches
+from fedrsclip_jax.predictions import write_predictions
 from fedrsclip_jax.progress import Progress
 from fedrsclip_jax.prompts import KEPT, Prompts, imported, keep
+from fedrsclip_jax.provenance import provenance
 from fedrsclip_jax.task import Task, client_domains, divide, split
 
 
@@ -249,10 +251,13 @@ class Run:
             "state_sha256": federation.digest(),
             **{f"{name}_sha256": digest for name, digest in self.identity.items()},
             "config_sha256": configuration.digest(config),
+            "provenance": {**ledger.starts[-1], "earlier": ledger.starts[:-1]},
         }
-        found = gather(federation, self.task.source)
+        answers = federation.answers()
+        found = gather(federation, self.task.source, answers)
         with distributed.together():
             found.save(self.folder)
+            write_predictions(federation, self.task.source, answers, self.folder)
             formats.write(self.folder / "summary.json", summary)
         return summary
 
@@ -269,6 +274,9 @@ class Run:
                 federation.restore(saved.server(federation.server), saved.population)
             if federation.participants is not None:
                 ledger.set_apart_of_others()
+            if saved and not ledger.starts:  # which versions before 0.2.0 did not write down
+                ledger.starts.append({"after_round": 0, "fedrsclip_jax": saved.record.version})
+            ledger.starts.append({"after_round": ledger.round, **provenance()})
         distributed.check_same({"checkpoint": str(ledger.round)})
         with distributed.together():  # nothing is refused any more
             self._checkpoints.go_on_after(ledger.round)

@@ -34,6 +34,7 @@ class Ledger:
       lines: of `metrics.jsonl`, one an evaluation.
       of_others: lines at the beginning whose personal models are those of other clients than in the lines that follow:
         older versions scored the virtual clients that any round of the run would draw.
+      starts: after which round, and with what each start of the run began; see `provenance`.
       seconds: wall-clock time by phase.
     """
 
@@ -47,6 +48,7 @@ class Ledger:
     refused_updates: int = 0
     lines: list[dict[str, Any]] = field(default_factory=list)
     of_others: int = 0
+    starts: list[dict[str, Any]] = field(default_factory=list)
     seconds: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(("encode", "compile", "train", "evaluate"), 0.0)
     )

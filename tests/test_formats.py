@@ -1,9 +1,14 @@
 """Format numbers, and folders of earlier versions: read, resumed, evaluated, exported and reported on."""
 
+import csv
+import importlib.metadata
 import json
+import platform
 import shutil
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -83,6 +88,42 @@ def test_what_is_written_is_of_the_present_format(resumed):
                 assert int(arrays["format"]) == FORMAT
         record = json.loads(next((folder / "checkpoints").glob("*/record/metadata")).read_text())["record"]
         assert (record["format"], record["version"]) == (FORMAT, __version__)
+
+
+@pytest.mark.long
+def test_a_run_says_how_it_was_computed(resumed):
+    for folder in (resumed / "run", resumed / SEED_1):
+        made = json.loads((folder / "summary.json").read_text())["provenance"]
+        for package in ("jax", "flax"):
+            assert made[package] == importlib.metadata.version(package)
+        assert (made["fedrsclip_jax"], made["python"]) == (__version__, platform.python_version())
+        assert made["host"] == platform.node()
+        assert (made["platform"], made["device"]) == ("cpu", jax.devices()[0].device_kind)
+        assert datetime.now(UTC) - datetime.fromisoformat(made["date"]) < timedelta(hours=1)
+        assert made["command"] == "fedrsclip train --workdir=run --config.rounds=3 --quiet"
+        assert made["after_round"] == 2
+        assert made["earlier"] == [{"after_round": 0, "fedrsclip_jax": "0.1.0 or earlier"}]
+        page = (folder / "report.html").read_text()
+        for word in ("How it was computed", made["command"], made["date"], "0.1.0 or earlier", made["device"]):
+            assert word in page
+
+
+@pytest.mark.long
+def test_predictions_by_image_are_kept(resumed):
+    for folder in (resumed / "run", resumed / SEED_1):
+        with (folder / "predictions.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        summary = json.loads((folder / "summary.json").read_text())
+        with np.load(folder / "partition.npz") as kept:
+            assert len(rows) == len(kept["test_order"]) == 6
+        for row in rows:
+            assert (resumed / row["path"]).is_file()
+            assert Path(row["path"]).parent.name == row["truth"]
+            assert row["guess"] in summary["class_names"]
+            assert 1 / 3 <= float(row["probability"]) <= 1
+            assert row["model"] == "federation"
+        right = [row["truth"] == row["guess"] for row in rows]
+        assert np.mean(right) == pytest.approx(summary["global"]["accuracy"])
 
 
 @pytest.mark.parametrize("folder", ["run", str(SEED_1)])

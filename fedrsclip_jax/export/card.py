@@ -198,8 +198,8 @@ def _made(summary: dict[str, Any]) -> str:
         return ", ".join(f"{name} {version}" for name, version in found.items())
 
     exported = f"Exported on {date.today().isoformat()} with {text(versions())}."
-    trained = summary.get("versions")
-    if not trained:
+    made = summary.get("provenance")
+    if not made:
         return f"{exported} The run has not recorded with which versions it was trained."
-    when = f" on {summary['date']}" if summary.get("date") else ""
-    return f"{exported} Trained{when} with {text(trained)}."
+    trained = {name: made[name] for name in ("fedrsclip_jax", "jax", "flax", "python")}
+    return f"{exported} Trained on {made['date'][:10]} with {text(trained)}, on {made['device']}."

@@ -180,9 +180,24 @@ def _run(folder: Path, prefix: str = "") -> tuple[str, str]:
     if domains := summary.get("client_domains"):
         rows = [(str(k), html.escape(domain)) for k, domain in enumerate(domains[:200])]
         body += ["<details><summary>Sources of the clients</summary>", _table(("client", "source"), rows), "</details>"]
+    body.append(_made(summary.get("provenance")))
     config = html.escape((folder / "config.json").read_text(encoding="utf-8"))
     body.append(f"<details><summary>Configuration</summary><pre>{config}</pre></details>")
     return title, "".join(body)
+
+
+def _made(provenance: dict[str, Any] | None) -> str:
+    """With what a run was computed; older versions did not write it down."""
+    if provenance is None:
+        return ""
+    starts = [*provenance["earlier"], provenance]
+    rows = [
+        (html.escape(name.replace("_", " ")), *(html.escape(str(start.get(name) or "-")) for start in starts))
+        for name in provenance
+        if name not in ("earlier", "after_round")
+    ]
+    head = ("", *(f"from round {start['after_round'] + 1}" for start in starts))
+    return f"<details><summary>How it was computed</summary>{_table(head, rows)}</details>"
 
 
 def _others(folder: Path) -> tuple[str, str]:

@@ -1,12 +1,11 @@
 """Clients that never train and classes that are never seen, from the command line to the report."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fedrsclip_jax import cli
+from fedrsclip_jax import cli, formats
 from fedrsclip_jax import config as configuration
 from fedrsclip_jax.config import Config
 from fedrsclip_jax.data.split import stratified_split
@@ -77,7 +76,7 @@ def check_unseen(folder: Path, summary: dict) -> None:
 
 def check_new_classes(clip: Path, folder: Path, summary: dict) -> None:
     """By the checkpoint's prompts in front of the other names, on images of a source that knows of no halves."""
-    plain = configuration.resolve(Config, json.loads((folder / "config.json").read_text()))
+    plain = configuration.resolve(Config, formats.read(folder / "config.json"))
     flags = [("backbone", str(clip)), ("eval.base_to_new", "False")]
     config = configuration.resolve(Config, configuration.to_dict(plain), flags)
     full = load_task(config)

@@ -38,7 +38,7 @@ SMALL = (
     "--config.checkpoint.every=2",
     "--config.spmd.devices=2",
 )
-OF_THE_CLOCK = {"seconds", "client_steps_per_second"}
+OF_THE_CLOCK = {"seconds", "client_steps_per_second", "provenance"}
 
 
 @pytest.fixture

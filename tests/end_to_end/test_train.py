@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from fedrsclip_jax import cli, compilation, federation, grid
+from fedrsclip_jax import cli, compilation, federation, formats, grid
 from fedrsclip_jax import config as configuration
 from fedrsclip_jax.data.partition import Partition
 from fedrsclip_jax.errors import InputError
@@ -97,7 +97,8 @@ def test_the_folder_of_a_run_keeps_its_contract(train, capsys):
         assert len(summary["state_sha256"]) == 64
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         assert [line["round"] for line in lines] == [2, 3]
-        assert configuration.resolve(configuration.Config, read(run, "config.json")).method.name == summary["method"]
+        config = configuration.resolve(configuration.Config, formats.read(run / "config.json"))
+        assert config.method.name == summary["method"]
         assert "<h1>" in (run / "report.html").read_text()
     prompt = 4 * 32
     assert read(workdir)["uplink_params_per_client_round"] == prompt
