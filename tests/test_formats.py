@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from fedrsclip_jax import __version__, cli, config, formats
+from fedrsclip_jax import __version__, cli, config, formats, workdir
 from fedrsclip_jax.checkpoint import Checkpoints
 from fedrsclip_jax.config import Config
 from fedrsclip_jax.errors import InputError
@@ -303,3 +303,27 @@ def test_where_the_split_followed_the_seed_it_still_does(first, capfd):
     assert "data.split_seed" in err
     assert "--config.data.split_seed=-1" in err
     assert "allow-changed" not in err
+
+
+# What a folder was started with
+
+
+def test_a_folder_knows_what_it_was_started_with(first, refused):
+    """Its run's own configuration, with the seeds and baselines of the comparison that it is the first of."""
+    run = first / "run"
+    own = workdir.own_configuration(run)
+    assert own is not None
+    assert (own["rounds"], own["seeds"], own["partition"]["clients"]) == (2, 2, 3)
+    formats.write(run / workdir.STUDY, {"config": {**own, "seeds": 5, "baselines": ["promptfl"]}})
+    assert workdir.own_configuration(run) == {**own, "seeds": 5, "baselines": ["promptfl"]}
+    assert workdir.own_configuration(first) is None
+    (run / "config.json").write_text(json.dumps({**own, "sweep": {"rows": []}}))
+    with refused("holds a sweep", "fedrsclip sweep"):
+        workdir.own_configuration(run)
+
+
+def test_what_a_start_was_asked_for_is_forgotten_where_nothing_was_saved(tmp_path):
+    with workdir.claim(tmp_path / "run"):
+        formats.write(tmp_path / "run" / workdir.STUDY, {"config": {}})
+        workdir.check(tmp_path / "run")  # as after a kill: it is no obstacle
+    assert not (tmp_path / "run").exists()
