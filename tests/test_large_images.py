@@ -106,6 +106,28 @@ def test_the_exported_classifier_reads_every_kind_of_file_as_training_does(tiny_
     assert load_preprocess(tiny_folder)[0]([ours]).shape == (1, 32, 32, 3)
 
 
+def test_bands_in_an_order_that_training_finds_by_name_are_not_taken_as_they_stand(tmp_path):
+    pytest.importorskip("torch", reason="a classifier is for PyTorch")
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+    from fedrsclip_jax.export.torch_classifier import _rgb
+
+    bands = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    names = "".join(
+        f'<Item name="DESCRIPTION" sample="{n}" role="description">{name}</Item>'
+        for n, name in enumerate(("blue", "green", "red"))
+    )
+    tags = ImageFileDirectory_v2()
+    tags[42112] = f"<GDALMetadata>{names}</GDALMetadata>"
+    path = tmp_path / "bgr.tif"
+    Image.fromarray(bands).save(path, tiffinfo=tags)
+    ours = decode(path.read_bytes())
+    np.testing.assert_array_equal(ours, bands[..., ::-1])
+    with pytest.raises(ValueError, match="named bands"):
+        _rgb(path)
+    np.testing.assert_array_equal(np.asarray(_rgb(ours)), ours)
+
+
 def test_a_picture_that_was_shrunk_stays_as_it_is():
     for side in (SHORT_SIDE, 2 * SHORT_SIDE - 1, 2 * SHORT_SIDE, 3 * SHORT_SIDE - 1, 5 * SHORT_SIDE + 3):
         small = shrink(np.zeros((side, side + 7, 3), np.uint8))

@@ -15,6 +15,7 @@ from transformers.modeling_utils import load_state_dict
 from transformers.models.clip import CLIPImageProcessorPil
 
 FORMATS = ("fedrsclip classifier 1", "fedrsclip classifier 2")  # the first knows no bias
+GDAL_METADATA = 42112  # TIFF's tag with the names of bands, by which training finds red, green and blue
 SHORT_SIDE = 1024  # pixels that training leaves of a large picture at least, before it is resized
 
 
@@ -111,6 +112,8 @@ def _rgb(image: Any) -> Any:
         with Image.open(image) as opened:
             return _rgb(opened)
     picture = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
+    if 'role="description"' in str(getattr(picture, "tag_v2", {}).get(GDAL_METADATA, "")):
+        raise ValueError("a TIFF with named bands, which may stand in any order: give red, green and blue as an array")
     if picture.mode.startswith("I") or picture.mode == "F":
         counts = np.nan_to_num(np.asarray(picture, np.float64), posinf=0.0, neginf=0.0)
         low, high = np.percentile(counts, (2, 98))
