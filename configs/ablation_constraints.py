@@ -1,6 +1,8 @@
 """Do PACL and CMFAC help, and at which weight? Every pair of weights, paired by seed.
 
-Choices are made on validation images: `eval.split` says so, and the test images are not looked at.
+Choices are made on validation images: `eval.split` says so, and the test images are not looked at. Expected on the
+drawn scenes: 77 % of the clients' own images with both weights at zero, all rows with PACL up to 0.1 within 1.2 points
+of that, and 2 to 5 points less with PACL at 1.
 
 Method: FedRSCLIP from its published description, equations ours. 16 settings x 5 seeds = 80 runs as a few programs.
 
@@ -20,6 +22,8 @@ def get_config(federation: str = "quickstart") -> ConfigDict:
     config = load_file(str(Path(__file__).with_name(f"{federation}.py")))
     config.eval.every = config.rounds
     config.eval.split = "validation"
+    if federation == "quickstart":
+        config.local.learning_rate = 0.03  # FedRSCLIP's, as configs/ablation_rows.py:rates found it
 
     config.sweep = ConfigDict()
     config.sweep.seeds = 5

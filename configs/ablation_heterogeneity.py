@@ -1,7 +1,9 @@
 """Who leads where: methods by how uneven the clients are (Dirichlet alpha), and how many they are.
 
 With the same images for more clients each has fewer of them. Two prompts stand without and with the constraints. On the
-drawn scenes every method has its own step size, as in configs/ablation_rows.py.
+drawn scenes every method has its own step size, as in configs/ablation_rows.py: chosen at alpha 0.1 with 10 clients.
+Expected, 5 seeds: FedRSCLIP leads PromptFL by 20 to 27 points at alpha 0.1 and by -2 to 2 at 10, and local CoOp by
+-1 to 1 everywhere.
 
     fedrsclip sweep --config=configs/ablation_heterogeneity.py --workdir=runs/heterogeneity
 """
@@ -14,10 +16,10 @@ from fedrsclip_jax.config import load_file
 
 # label, method, PACL's weight, CMFAC's weight, the client's step size on scenes
 ROWS = (
-    ("PromptFL", "promptfl", 0.0, 0.0, 0.003),
+    ("PromptFL", "promptfl", 0.0, 0.0, 0.03),
     ("local CoOp", "local_coop", 0.0, 0.0, 0.01),
-    ("shared + private", "fedrsclip", 0.0, 0.0, 0.003),
-    ("FedRSCLIP", "fedrsclip", 0.1, 0.5, 0.003),
+    ("shared + private", "fedrsclip", 0.0, 0.0, 0.01),
+    ("FedRSCLIP", "fedrsclip", 0.1, 0.5, 0.03),
 )
 
 

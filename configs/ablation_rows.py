@@ -2,7 +2,9 @@
 
 Rows: the shared prompt alone (PromptFL), the private one alone (local CoOp, nothing is sent), both, both with PACL,
 with CMFAC, with both constraints (FedRSCLIP), and centralised (one client that has all images). On the drawn scenes
-every row has the step size that suits it, chosen on validation images by the first command.
+every row has the step size that suits it, chosen on validation images by the first command. Expected there on the
+clients' own images, 10 seeds: zero-shot 50 %, PromptFL 55 %, local CoOp and all rows of two prompts 81 %; pooled, the
+shared prompt alone: 49 % of two prompts without the constraints, 53 % with both.
 
     fedrsclip sweep --config=configs/ablation_rows.py:rates --workdir=runs/row_rates
     fedrsclip sweep --config=configs/ablation_rows.py --workdir=runs/rows
@@ -18,13 +20,13 @@ from fedrsclip_jax.config import load_file
 RATES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # no winner stands at an end
 # label, method, PACL's weight, CMFAC's weight, clients, the client's step size on scenes as `:rates` found it
 ROWS = (
-    ("shared only (PromptFL)", "promptfl", 0.0, 0.0, 10, 0.003),
+    ("shared only (PromptFL)", "promptfl", 0.0, 0.0, 10, 0.03),
     ("private only (local CoOp)", "local_coop", 0.0, 0.0, 10, 0.01),
-    ("shared + private", "fedrsclip", 0.0, 0.0, 10, 0.003),
-    ("shared + private + PACL", "fedrsclip", 0.1, 0.0, 10, 0.003),
-    ("shared + private + CMFAC", "fedrsclip", 0.0, 0.5, 10, 0.003),
-    ("shared + private + both (FedRSCLIP)", "fedrsclip", 0.1, 0.5, 10, 0.003),
-    ("centralised (K = 1)", "fedrsclip", 0.1, 0.5, 1, 0.003),
+    ("shared + private", "fedrsclip", 0.0, 0.0, 10, 0.01),
+    ("shared + private + PACL", "fedrsclip", 0.1, 0.0, 10, 0.01),
+    ("shared + private + CMFAC", "fedrsclip", 0.0, 0.5, 10, 0.01),
+    ("shared + private + both (FedRSCLIP)", "fedrsclip", 0.1, 0.5, 10, 0.03),
+    ("centralised (K = 1)", "fedrsclip", 0.1, 0.5, 1, 0.001),
 )
 
 
