@@ -95,6 +95,8 @@ def parser() -> argparse.ArgumentParser:
     configured(sweep)
     sweep.add_argument("--workdir", type=_path, help="folder for results, new or of a sweep to go on with")
     sweep.add_argument("--allow-changed", metavar="KEY,...", default="", help="as of train, of each run")
+    sweep.add_argument("--dry-run", action="store_true", help="as of train; a sweep takes less, side by side")
+    sweep.add_argument("--tensorboard", action="store_true", help="event files in WORKDIR/tensorboard, a folder a run")
 
     evaluate = verb(
         "evaluate",

@@ -29,9 +29,11 @@ from fedrsclip_jax.federated.client import LocalPlan
 from fedrsclip_jax.federated.cohort import draw_answering, draw_cohort, lay_out
 from fedrsclip_jax.federated.mesh import platform_of
 from fedrsclip_jax.federation import Federation
+from fedrsclip_jax.grid import Grid
 from fedrsclip_jax.methods import TITLES
 from fedrsclip_jax.progress import Progress, duration
 from fedrsclip_jax.prompts import imported
+from fedrsclip_jax.sweep import plan as plan_sweep
 from fedrsclip_jax.task import Task, divide, encode_images, features_width, images_to_encode, time_encoding
 
 SECONDS = 2.0  # that rounds, and images, are timed for
@@ -89,18 +91,22 @@ class Forecast:
     """Everything that is shown.
 
     Attributes:
+      folder: of the results, if there were any.
       plan: the runs.
+      kinds: of each run, in the plan's order: its method, or the rows of a sweep that are one program.
       sizes: training images of each client, or of those of a round if there are very many.
       pooled: images that are scored.
       counts: of each run, in the plan's order.
       done: rounds of each run that an earlier start has done.
-      trials: by method.
+      trials: by kind.
       width: numbers that are kept of an image.
       to_encode, image, encoder: images that are not in the cache, seconds for each, and to compile their program.
       host: bytes that this process has needed at most so far; None where the system does not say.
     """
 
+    folder: Path
     plan: Plan
+    kinds: list[str]
     sizes: np.ndarray
     pooled: int
     counts: list[Count]
@@ -118,11 +124,11 @@ class Forecast:
         spent = {"encode": self.encoder + self.to_encode * self.image if self.to_encode else 0.0}
         spent |= {"compile": 0.0, "train": 0.0, "evaluate": 0.0}
         pending = set()
-        for (config, _), count, done in zip(self.plan.runs, self.counts, self.done, strict=True):
+        for (config, _), kind, count, done in zip(self.plan.runs, self.kinds, self.counts, self.done, strict=True):
             if done == config.rounds:
                 continue
-            trial, every = self.trials[config.method.name], config.eval.every
-            pending.add(config.method.name)
+            trial, every = self.trials[kind], config.eval.every
+            pending.add(kind)
             spent["train"] += trial.step * count.steps * (config.rounds - done) / config.rounds
             between = (config.rounds - 1) // every - done // every
             spent["evaluate"] += between * trial.evaluation + trial.last_evaluation
@@ -137,7 +143,34 @@ def forecast(config: Config, folder: Path, progress: Progress, allowed: Sequence
       InputError: what would refuse the run itself before its first round.
     """
     planned = plan(config, folder)
-    finished = planned.check_earlier(allowed)
+    kinds = [run.method.name for run, _ in planned.runs]
+    return _look(config, folder, planned, planned.check_earlier(allowed), kinds, progress)
+
+
+def forecast_sweep(grid: Grid, folder: Path, progress: Progress, allowed: Sequence[str] = ()) -> Forecast:
+    """Looks at what `sweep.sweep` would do with the same arguments, one run after another, and writes nothing.
+
+    Raises:
+      InputError: what would refuse the sweep itself before its first round.
+    """
+    task, _, groups = plan_sweep(grid, folder, allowed)
+    runs, kinds = [], []
+    for group in groups:
+        labels = [*dict.fromkeys(member.label for member in group)]
+        kind = labels[0] if len(labels) == 1 else f"{labels[0]} and {len(labels) - 1} more"
+        kinds += [f"{kind}, piece {kinds.count(kind)}" if kind in kinds else kind] * len(group)
+        runs += [(member.config, member.folder) for member in group]
+    # Patches are encoded where any row's method needs them.
+    methods = tuple(dict.fromkeys(config.method.name for config, _ in runs))
+    planned = Plan(task, groups[0][0].known, runs)
+    config = dataclasses.replace(grid.base, baselines=methods)
+    return _look(config, folder, planned, planned.check_earlier(allowed), kinds, progress)
+
+
+def _look(
+    config: Config, folder: Path, planned: Plan, finished: Sequence[Any], kinds: list[str], progress: Progress
+) -> Forecast:
+    """Counts and measures; `finished` says of each run whether there is nothing left to do."""
     task = planned.task
     timed = {"image": 0.0, "compile": 0.0}
     with distributed.together():
@@ -152,8 +185,8 @@ def forecast(config: Config, folder: Path, progress: Progress, allowed: Sequence
         features = encode_images(config, task, Progress(quiet=True))
     counts, done, trials = [], [], {}
     first = divide(planned.runs[0][0], task, features.readable)
-    for (alone, own), before in zip(planned.runs, finished, strict=True):
-        name, clients = alone.method.name, divide(alone, task, features.readable)
+    for (alone, own), name, before in zip(planned.runs, kinds, finished, strict=True):
+        clients = divide(alone, task, features.readable)
         if name not in trials:
             progress.say(f"training some rounds of {name}, to see how long that takes")
             trials[name] = _try(alone, task, features, clients)
@@ -162,7 +195,9 @@ def forecast(config: Config, folder: Path, progress: Progress, allowed: Sequence
     several = first.num_clients > _MOST_COUNTED
     ids = draw_cohort(config.seed, 1, first.num_clients, config.cohort if several else 0)
     return Forecast(
+        folder,
         planned,
+        kinds,
         first.counts(ids, "train"),
         len(first.pooled),
         counts,
@@ -275,7 +310,7 @@ def _host_memory() -> int | None:
 
 def show(told: Forecast, console: Console) -> None:
     """Tables of what would run and what it would take, no wider than 80 columns."""
-    first, folder = told.plan.runs[0]
+    first, _ = told.plan.runs[0]
     task = told.plan.task
     for sentence in (*remarks.of_images(first, task.source), task.reads):
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
@@ -286,7 +321,7 @@ def show(told: Forecast, console: Console) -> None:
     console.print(_table(f"local steps and bytes{several}", heads, by_method))
     console.print(_table("memory and disk", ["", "", ""], _memory(told)))
     console.print(_table("time on this machine, of what is left to do", ["", "", ""], _time(told)))
-    console.print(f"nothing was written; the results would be in {folder}", highlight=False, soft_wrap=True)
+    console.print(f"nothing was written; the results would be in {told.folder}", highlight=False, soft_wrap=True)
 
 
 def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
@@ -324,8 +359,8 @@ def _what(told: Forecast, first: Config) -> list[tuple[str, str]]:
 
 def _by_method(told: Forecast, name: str) -> tuple[str, ...]:
     trial = told.trials[name]
-    pairs = zip(told.plan.runs, told.counts, strict=True)
-    config, count = next((config, count) for (config, _), count in pairs if config.method.name == name)
+    pairs = zip(told.plan.runs, told.kinds, told.counts, strict=True)
+    config, count = next((config, count) for (config, _), kind, count in pairs if kind == name)
     return (
         TITLES.get(name, name),
         f"{count.steps / config.rounds:,.0f}",
@@ -342,8 +377,8 @@ def _memory(told: Forecast) -> list[tuple[str, str, str]]:
     device = max((trial.device for trial in told.trials.values()), key=lambda parts: sum(parts.values()))
     cached = bytes_of(images, views, told.width)
     disk = 0
-    for (config, _), count in zip(told.plan.runs, told.counts, strict=True):
-        trial, kept = told.trials[config.method.name], config.checkpoint.keep if config.checkpoint.every else 1
+    for (config, _), kind, count in zip(told.plan.runs, told.kinds, told.counts, strict=True):
+        trial, kept = told.trials[kind], config.checkpoint.keep if config.checkpoint.every else 1
         disk += kept * (trial.server + count.taking_part * trial.private)
     held = [(f"a device: {part}", _size(size), "by arithmetic") for part, size in device.items() if part != "working"]
     return [
@@ -365,7 +400,7 @@ def _time(told: Forecast) -> list[tuple[str, str, str]]:
         ("compile", duration(seconds["compile"]), "at most; programs of earlier runs are kept"),
         ("train", duration(seconds["train"]), f"up to {1000 * step:.3g} ms a local step"),
         ("evaluate", duration(seconds["evaluate"]), f"up to {1000 * scored:.3g} ms at the end of a run"),
-        ("together", duration(sum(seconds.values())), "loading, saving and the report not counted"),
+        ("together", duration(sum(seconds.values())), "one run after another; loading, saving and reports not counted"),
     ]
 
 

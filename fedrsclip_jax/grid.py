@@ -61,11 +61,13 @@ class Grid:
       base: the configuration that rows change.
       varied: keys that differ between rows.
       rows: in the order of the table; the first is what the others are compared with.
+      left_out: a sentence on what the configuration says of more runs than one, and a sweep does not heed; or empty.
     """
 
     base: Config
     varied: tuple[str, ...]
     rows: tuple[Row, ...]
+    left_out: str = ""
 
 
 def read(written: Written, overrides: Sequence[tuple[str, str]] = ()) -> Grid:
@@ -126,7 +128,19 @@ def read(written: Written, overrides: Sequence[tuple[str, str]] = ()) -> Grid:
         rows.append(Row(label, {key: _typed(runs[0], key) for key in values}, runs))
     if len({row.label for row in rows}) < len(rows):
         raise InputError("two rows of the sweep are alike; leave out values that repeat")
-    return Grid(base, varied, tuple(rows))
+    return Grid(base, varied, tuple(rows), _left_out(resolve(Config, plain), seeds))
+
+
+def _left_out(config: Config, seeds: int) -> str:
+    parts, remedies = [], []
+    if config.baselines:
+        parts.append(f"baselines = {','.join(config.baselines)}")
+        names = ",".join(dict.fromkeys((config.method.name, *config.baselines)))
+        remedies.append(f"methods are rows by --config.sweep.grid.method.name={names}")
+    if config.seeds not in (1, seeds):
+        parts.append(f"seeds = {config.seeds}")
+        remedies.append(f"seeds by --config.sweep.seeds={config.seeds}")
+    return f"a sweep leaves out {' and '.join(parts)} of its configuration; {', and '.join(remedies)}" if parts else ""
 
 
 def _lists(group: Any, prefix: str, inside: str = "") -> Iterator[tuple[str, list[Any]]]:

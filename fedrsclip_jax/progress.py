@@ -21,22 +21,65 @@ class Bar:
     def __init__(self, report):
         self._report = report
 
-    def advance_to(self, done: int, **figures: float) -> None:
+    def advance_to(self, done: int, **figures: float | str) -> None:
         """`done` of the total are finished; `figures` are shown beside it by name."""
         self._report(done, figures)
+
+
+class Whole:
+    """Work in several phases, and the time that is left of all of it at the pace so far."""
+
+    def __init__(self, total: int):
+        """
+        Args:
+          total: units of all phases together.
+        """
+        self.total, self.done = total, 0
+        self._began = time.monotonic()
+
+    def skip(self, units: int) -> None:
+        """Some are done already, in no time."""
+        self.total -= units
+
+    @property
+    def left(self) -> float | None:
+        """Seconds; None before anything is done."""
+        if not self.done:
+            return None
+        return (time.monotonic() - self._began) / self.done * max(self.total - self.done, 0)
+
+    def counting(self, bar: Bar, start: int, weight: int) -> Bar:
+        """A bar whose every unit is `weight` of this, and which says what is left of all."""
+        reached = start
+
+        def report(done: int, figures: dict[str, float | str]) -> None:
+            nonlocal reached
+            self.done, reached = self.done + weight * (done - reached), done
+            bar.advance_to(done, **figures, left_of_all=duration(self.left or 0.0))
+
+        return Bar(report)
 
 
 class Progress:
     """Progress on one console, by default standard error; quiet=True says nothing."""
 
-    def __init__(self, *, quiet: bool = False, console: Console | None = None, place: str = ""):
+    def __init__(
+        self, *, quiet: bool = False, console: Console | None = None, place: str = "", whole: Whole | None = None
+    ):
         """
         Args:
           place: said before the name of every phase.
+          whole: the work of which phases are parts, for the time that is left of all.
         """
-        self.quiet, self.place = quiet, place
+        self.quiet, self.place, self.whole = quiet, place, whole
         self.console = console or Console(stderr=True, highlight=False)
         self._said: set[str] = set()
+
+    def program(self, number: int, of: int, whole: Whole) -> "Progress":
+        """That of one program of several, from 1, which are parts of a whole; it says which."""
+        part = Progress(quiet=self.quiet, console=self.console, place=f"program {number} of {of}: ", whole=whole)
+        part._said = self._said
+        return part
 
     def part(self, number: int, of: int) -> "Progress":
         """That of one run of several, from 1; it says which."""
@@ -55,14 +98,20 @@ class Progress:
             self._said |= {once} - {""}
 
     @contextmanager
-    def track(self, name: str, total: int, unit: str, done: int = 0, waits: str = "") -> Iterator[Bar]:
+    def track(self, name: str, total: int, unit: str, done: int = 0, waits: str = "", weight: int = 0) -> Iterator[Bar]:
         """A bar for the body of a `with`.
 
         Args:
           done: of `total`, finished before; they say nothing of the time left.
           waits: what is shown until the first report.
+          weight: of a unit in the whole work, if there is such.
         """
-        name = f"{self.place}{name}"
+        whole = self.whole if weight else None
+        with self._bar(f"{self.place}{name}", total, unit, done, waits) as bar:
+            yield bar if whole is None else whole.counting(bar, done, weight)
+
+    @contextmanager
+    def _bar(self, name: str, total: int, unit: str, done: int, waits: str) -> Iterator[Bar]:
         if self.quiet:
             yield Bar(lambda done, figures: None)
         elif self.console.is_terminal:
@@ -127,7 +176,7 @@ class _Plain:
         self.lock = threading.Lock()
         self.first: tuple[int, float] | None = None  # until then a program was compiled, which no later round does
 
-    def __call__(self, done: int, figures: dict[str, float]) -> None:
+    def __call__(self, done: int, figures: dict[str, float | str]) -> None:
         with self.lock:
             if done == self.done:
                 return
@@ -152,8 +201,9 @@ class _Plain:
         self.progress.say("  ".join(part for part in (line, self.figures) if part))
 
 
-def _line(figures: dict[str, float]) -> str:
-    return "  ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in figures.items())
+def _line(figures: dict[str, float | str]) -> str:
+    said = {name: value if isinstance(value, str) else _short(value) for name, value in figures.items()}
+    return "  ".join(f"{name.replace('_', ' ')} {value}" for name, value in said.items())
 
 
 def _short(value: float) -> str:

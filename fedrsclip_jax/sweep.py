@@ -7,26 +7,28 @@ once, too. Each run has a folder as `fedrsclip train` would leave it, and goes o
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
-from fedrsclip_jax import compilation, formats, remarks, workdir
+from fedrsclip_jax import compilation, events, formats, remarks, workdir
 from fedrsclip_jax.config import Config, digest, to_dict
 from fedrsclip_jax.data.features import Features
 from fedrsclip_jax.data.sources import fingerprint
 from fedrsclip_jax.errors import InputError
+from fedrsclip_jax.events import Events
 from fedrsclip_jax.experiment import Run, check_earlier, check_settings
 from fedrsclip_jax.federated.engine import Diverged
 from fedrsclip_jax.federated.mesh import MOST_LANES, MOST_LANES_OF_CPU, make_mesh
 from fedrsclip_jax.federated.together import Together, devices_of_a_run, signature
 from fedrsclip_jax.grid import Grid
 from fedrsclip_jax.interrupt import Interrupt
+from fedrsclip_jax.ledger import read_lines
 from fedrsclip_jax.methods import find_method
-from fedrsclip_jax.progress import Progress
+from fedrsclip_jax.progress import Progress, Whole
 from fedrsclip_jax.report.page import write_report
 from fedrsclip_jax.report.sweep import write_results
 from fedrsclip_jax.task import Task, encode_images, load_task
@@ -58,29 +60,33 @@ MOST_RUNS, MOST_RUNS_OF_CPU = MOST_LANES, 4 * MOST_LANES_OF_CPU
 
 
 class Member(NamedTuple):
-    """A run of a sweep: where it lies, what it is, and the digests that are known before images are encoded."""
+    """A run of a sweep: where it lies, what it is, the digests that are known before images are encoded, its row."""
 
     folder: Path
     config: Config
     known: dict[str, str]
+    label: str = ""
 
 
-def sweep(
-    grid: Grid, folder: Path, progress: Progress, interrupt: Interrupt, allowed: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Runs all rows with all their seeds, or goes on with what an earlier start has left undone.
+class Plan(NamedTuple):
+    """What a sweep is going to run, all of which fits.
 
-    `folder/runs/` holds a folder a run; `results.csv`, `table.md`, `pictures/` and `report.html` what they show.
+    Attributes:
+      task: images and backbone, of all runs.
+      homes: folder of each run, by label and seed.
+      groups: runs that are one program each.
+    """
 
-    Args:
-      interrupt, allowed: see `experiment.run`.
+    task: Task
+    homes: dict[tuple[str, int], Path]
+    groups: list[list[Member]]
 
-    Returns:
-      What `sweep.json` says: the rows with their results.
+
+def plan(grid: Grid, folder: Path, allowed: Sequence[str] = ()) -> Plan:
+    """Finds out whether a sweep can be run in `folder`, which is left as it is; no image is encoded.
 
     Raises:
-      InputError: something does not fit; if nothing is saved yet, nothing is left in `folder`.
-      Stopped: as `interrupt` asked.
+      InputError: something does not fit.
     """
     if jax.process_count() > 1:
         raise InputError("sweep is the work of one process; start it without FEDRSCLIP_PROCESSES")
@@ -93,10 +99,43 @@ def sweep(
     homes = _homes(grid, folder)
     _check_earlier(grid, task, folder, allowed)
     members = [
-        Member(homes[row.label, run.seed], run, check_settings(run, task)) for row in grid.rows for run in row.runs
+        Member(homes[row.label, run.seed], run, check_settings(run, task), row.label)
+        for row in grid.rows
+        for run in row.runs
     ]
     for member in members:
         check_earlier(member.config, member.folder, member.known, allowed)
+    return Plan(task, homes, _groups(members))
+
+
+def sweep(
+    grid: Grid,
+    folder: Path,
+    progress: Progress,
+    interrupt: Interrupt,
+    allowed: Sequence[str] = (),
+    *,
+    tensorboard: bool = False,
+) -> dict[str, Any]:
+    """Runs all rows with all their seeds, or goes on with what an earlier start has left undone.
+
+    `folder/runs/` holds a folder a run; `results.csv`, `table.md`, `pictures/` and `report.html` what they show.
+
+    Args:
+      interrupt, allowed: see `experiment.run`.
+      tensorboard: whether to write event files, below `folder/tensorboard/` a folder a run.
+
+    Returns:
+      What `sweep.json` says: the rows with their results.
+
+    Raises:
+      InputError: something does not fit; if nothing is saved yet, nothing is left in `folder`.
+      Stopped: as `interrupt` asked.
+    """
+    if tensorboard:
+        events.check_installed()
+    task, homes, groups = plan(grid, folder, allowed)
+    whole = Whole(sum(member.config.rounds for group in groups for member in group))
     with workdir.claim(folder) as dead:
         if dead:
             progress.say(f"{folder}: taken over from {dead}, which is dead")
@@ -106,11 +145,13 @@ def sweep(
         features = encode_images(grid.base, task, progress, interrupt, methods)
         formats.write(folder / "identity.json", _identity(task))
         formats.write(folder / "config.json", {**to_dict(grid.base), "sweep": _written(grid)})
-        groups, programs = _groups(members), 0
+        programs = 0
         for number, group in enumerate(groups):
             if number and interrupt.exit_code:
                 interrupt.leave(f"{number} of {len(groups)} groups of runs are done")
-            programs += _run_group(group, task, features, progress, interrupt, allowed)
+            part = progress.program(number + 1, len(groups), whole)
+            written = folder / events.FOLDER if tensorboard else None
+            programs += _run_group(group, task, features, part, interrupt, allowed, written)
         result = _tell(grid, homes, programs)
         formats.write(folder / "sweep.json", result)
         write_results(result, folder)
@@ -198,10 +239,22 @@ def _run_group(
     progress: Progress,
     interrupt: Interrupt,
     allowed: Sequence[str],
+    event_files: Path | None,
 ) -> int:
     """Trains, evaluates and saves some runs side by side; in how many programs."""
-    group = [member for member in group if not _gave_up(member)]
-    pending = [each for each in group if check_earlier(each.config, each.folder, each.known, allowed) is None]
+    whole = progress.whole
+    assert whole is not None
+    pending = []
+    for each in group:
+        if _gave_up(each):
+            whole.skip(each.config.rounds)
+        elif check_earlier(each.config, each.folder, each.known, allowed) is None:
+            pending.append(each)
+        else:
+            whole.skip(each.config.rounds)
+            if event_files is not None:
+                with Events(event_files / each.folder.name) as written:
+                    written.follow(read_lines(each.folder))
     if not pending:
         return 0
     share, lanes = _spread(len(pending), group[0].config)
@@ -209,12 +262,21 @@ def _run_group(
     signatures = set()
     with ExitStack() as stack:
         runs: list[Run] = []
-        for folder, config, _ in pending:
+        files: list[Events] = []
+        for folder, config, *_ in pending:
             # What does not fit beside each other is refused in a line when it is put on the devices.
             spmd = dataclasses.replace(config.spmd, devices=share, clients_per_device=lanes, features="resident")
             own = dataclasses.replace(config, spmd=spmd)
             run = Run(own, task, features, folder, progress, allowed=allowed, beside=runs[0] if runs else None)
             runs.append(stack.enter_context(run))
+            whole.skip(run.ledger.round)
+            place = None if event_files is None else event_files / folder.name
+            files.append(stack.enter_context(Events(place)))
+
+        def follow() -> None:
+            for run, file in zip(runs, files, strict=True):
+                file.follow(run.ledger.lines)
+
         left = list(runs)
         while left:
             # Those that stand farthest back, as after an interruption, catch up first.
@@ -227,7 +289,8 @@ def _run_group(
             signatures |= alike.keys()
             for together in alike.values():
                 until = min([run.config.rounds for run in together] + ahead)
-                _advance(together, until, devices, not group[0].config.spmd.clients_per_device, progress, interrupt)
+                fit = not group[0].config.spmd.clients_per_device
+                _advance(together, until, devices, fit, progress, interrupt, follow)
                 if interrupt.exit_code:
                     break
             left = [run for run in left if run.ledger.round < run.config.rounds and not _mark(run.folder).is_file()]
@@ -241,11 +304,18 @@ def _run_group(
             if not _mark(run.folder).is_file():
                 run.summarise()
                 write_report(run.folder)
+        follow()
     return len(signatures)
 
 
 def _advance(
-    runs: list[Run], until: int, devices: list[jax.Device], fit: bool, progress: Progress, interrupt: Interrupt
+    runs: list[Run],
+    until: int,
+    devices: list[jax.Device],
+    fit: bool,
+    progress: Progress,
+    interrupt: Interrupt,
+    follow: Callable[[], None],
 ) -> None:
     """Rounds of runs that stand at the same one, side by side, until they are there or somebody interrupts."""
     together, alive = Together([run.federation for run in runs], devices), list(runs)
@@ -253,7 +323,7 @@ def _advance(
         together.fit_lanes()
     title = f"{len(runs)} runs of {runs[0].config.method.name}"
     number = runs[0].ledger.round
-    with progress.track(title, until, unit="rounds", done=number, waits="compiling") as bar:
+    with progress.track(title, until, unit="rounds", done=number, waits="compiling", weight=len(runs)) as bar:
         while number < until and alive:
             spent = {"compile": 0.0, "train": 0.0}
             with compilation.measure(spent, "train"):
@@ -271,6 +341,7 @@ def _advance(
                     alive.remove(run)
                 else:
                     run.enter(answer)
+            follow()
             if not alive:
                 break
             number = alive[0].ledger.round

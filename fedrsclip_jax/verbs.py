@@ -67,15 +67,21 @@ def sweep(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
 
     from rich.console import Console
 
-    from fedrsclip_jax import compilation
+    from fedrsclip_jax import compilation, forecast
     from fedrsclip_jax.progress import Progress
     from fedrsclip_jax.report.sweep import show
     from fedrsclip_jax.sweep import sweep
 
-    compilation.keep_on_disk()
+    progress = Progress(quiet=known.quiet)
+    if read.left_out:
+        progress.say(read.left_out)
     allowed = [key for key in known.allow_changed.split(",") if key]
+    if known.dry_run:
+        forecast.show(forecast.forecast_sweep(read, known.workdir, progress, allowed), Console())
+        return
+    compilation.keep_on_disk()
     with Interrupt(quiet=known.quiet) as interrupt:
-        result = sweep(read, known.workdir, Progress(quiet=known.quiet), interrupt, allowed)
+        result = sweep(read, known.workdir, progress, interrupt, allowed, tensorboard=known.tensorboard)
     show(result, Console())
     print(f"results in {known.workdir}")
 

@@ -140,3 +140,18 @@ def test_rates_of_baselines_are_looked_for_on_validation_images():
     assert chosen <= {(row.values["method.name"], row.values["local.learning_rate"]) for row in tried.rows}
     with pytest.raises(InputError, match="leave 'rate' out"):
         configuration.load_file(f"{SHIPPED[-1]}:rate")
+
+
+def test_what_a_configuration_says_of_more_runs_than_one_is_said_to_be_left_out():
+    written = {"rounds": 3, "seeds": 3, "baselines": ("promptfl",), "sweep": {"grid": {"cohort": (1, 2)}}}
+    said = grid.read(written).left_out
+    assert said.startswith("a sweep leaves out baselines = promptfl and seeds = 3 of its configuration; ")
+    assert "--config.sweep.grid.method.name=fedrsclip,promptfl" in said
+    assert "--config.sweep.seeds=3" in said
+    assert "seeds" not in grid.read(written, [("sweep.seeds", "3")]).left_out
+    assert grid.read({"sweep": {"grid": {"cohort": (1, 2)}}}).left_out == ""
+
+
+def test_a_cohort_that_is_a_share_follows_the_clients_of_its_row():
+    read = grid.read({"cohort": 0.5, "sweep": {"grid": {"partition.clients": (4, 10)}}})
+    assert [row.runs[0].cohort for row in read.rows] == [2, 5]

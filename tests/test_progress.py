@@ -106,3 +106,23 @@ def test_a_narrow_terminal_keeps_to_one_line(monkeypatch):
     lines = [line for line in re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", rounds(Terminal()))) if line]
     assert any("3/3 rounds" in line and "loss 1.235" in line for line in lines)
     assert all(line.startswith("training ") and len(line) <= 80 for line in lines)
+
+
+def test_a_program_of_several_says_which_and_what_is_left_of_all(monkeypatch):
+    """Two programs of ten rounds, of three runs and of one; the run of the second stands at round 4."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    stream = io.StringIO()
+    shown, whole = Progress(console=Console(file=stream, highlight=False, width=200)), progress.Whole(40)
+    with shown.program(1, 2, whole).track("3 runs", 10, unit="rounds", weight=3) as bar:
+        for done in (5, 10):
+            now[0] += 300.0
+            bar.advance_to(done, loss=1.0)
+    whole.skip(4)
+    with shown.program(2, 2, whole).track("1 run", 10, unit="rounds", done=4, weight=1) as bar:
+        now[0] += 60.0
+        bar.advance_to(7)
+    lines = stream.getvalue().splitlines()
+    assert [line.split(":")[0] for line in lines] == ["program 1 of 2"] * 2 + ["program 2 of 2"]
+    # 15 of 40 in 300 s, then 30 of 40 in 600 s, then 33 of 36 in 660 s.
+    assert [line.rpartition("left of all ")[2] for line in lines] == ["8 min", "3 min", "60 s"]

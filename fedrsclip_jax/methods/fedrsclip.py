@@ -1,7 +1,9 @@
-"""FedRSCLIP: a shared and a private text prompt, held together by PACL and tied to images by CMFAC.
+"""FedRSCLIP (Lin et al. 2025, arXiv:2501.02461): a shared and a private text prompt, held together by PACL and tied to
+images by CMFAC.
 
-That there are two prompts, two constraints and 2,048 transmitted numbers is published; the equations are
-ours. With text features t_c of unit norm, image features f_i and s = exp(logit_scale):
+H. Lin, C. Zhang, D. Hong, K. Dong and C. Wen, "FedRSClip: Federated Learning for Remote Sensing Scene Classification
+Using Vision-Language Models". That there are two prompts, two constraints and 2,048 transmitted numbers
+is published; the equations are ours. With text features t_c of unit norm, image features f_i and s = exp(logit_scale):
 
     logits(i, c) = s/2 (f_i . t_c(P_s) + f_i . t_c(P_k))
     PACL         = 1 - mean_c t_c(P_s) . t_c(P_k)

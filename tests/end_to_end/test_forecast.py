@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 
@@ -101,3 +102,17 @@ def test_bad_input_is_refused_as_by_the_run_itself(refused, federation, here, fl
     assert said[0] == said[1]
     for word in words:
         assert word in said[0]
+
+
+@pytest.mark.long
+def test_a_sweep_is_foretold_by_its_programs(here, federation, capsys):
+    words = [word for word in federation if not word.startswith(("--config.seeds", "--config.baselines", "--quiet"))]
+    file = f"--config={configuration.default_file()}"
+    grid = ("--config.sweep.grid.method.pacl_weight=0,1", "--config.sweep.grid.method.context_tokens=2,4")
+    assert cli.main(["sweep", file, *words, *grid, "--config.sweep.seeds=2", "--dry-run"]) == 0
+    out, err = capsys.readouterr()
+    assert listing(here) == []
+    assert "a sweep leaves out baselines = promptfl,local_coop and seeds = 3" in err
+    assert re.search(r"runs +8: ", out)
+    assert "context_tokens=4" in out
+    assert "the results would be in out" in out

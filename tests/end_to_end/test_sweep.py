@@ -11,6 +11,8 @@ from PIL import Image
 from fedrsclip_jax import cli
 from fedrsclip_jax import sweep as sweeps
 from fedrsclip_jax.config import Config, resolve
+from fedrsclip_jax.errors import InputError
+from fedrsclip_jax.finished import open_run
 from fedrsclip_jax.interrupt import Interrupt
 from tests.end_to_end.test_resume import SMALL
 
@@ -56,6 +58,10 @@ def check_same_run(folder, alone) -> None:
 def test_a_sweep_is_its_runs_and_tells_what_they_show(command, tmp_path):
     assert command("sweep", "sweep", WEIGHTS, SEEDS) == (0, "")
     folder = tmp_path / "sweep"
+    with pytest.raises(
+        InputError, match=r"holds a sweep of many runs; give one of its runs, such as .*pacl_weight=0-seed0"
+    ):
+        open_run(folder, ())  # as evaluate, predict and export do
     told = json.loads((folder / "sweep.json").read_text())
     assert told["programs"] == 1
     assert [row["label"] for row in told["rows"]] == ["pacl_weight=0", "pacl_weight=1.5"]
