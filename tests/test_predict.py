@@ -15,7 +15,9 @@ from PIL import Image
 from fedrsclip_jax import cli, compilation
 from fedrsclip_jax.clip.huggingface import TINY
 from fedrsclip_jax.clip.preprocess import load_preprocess
+from fedrsclip_jax.data.bands import by_names
 from fedrsclip_jax.data.decoding import decode
+from fedrsclip_jax.data.folder import Folder
 from fedrsclip_jax.data.scenes import CLASSES, draw
 from fedrsclip_jax.errors import install
 from fedrsclip_jax.export.chosen import choose
@@ -87,13 +89,13 @@ def test_a_mosaic_comes_back_with_classes_and_coordinates(certain, predict):
     write_scene("mosaic.tif", mosaic, transform=turned, crs="EPSG:32733")
     code, out, err = predict("mosaic.tif", f"--tile={SIDE}", "--output=answers.csv", workdir=certain)
     assert code == 0, err
-    assert out.splitlines() == ["answers.csv", "mosaic.predicted.geojson", "mosaic.predicted.png"]
+    assert out.splitlines() == ["answers.csv", "answers-mosaic.predicted.geojson", "answers-mosaic.predicted.png"]
     found = rows(Path("answers.csv").read_text())
     assert [(int(r["column"]), int(r["row"])) for r in found] == [(c, r) for r in (0, 64) for c in (0, 64, 128)]
     guesses = [r["class"] for r in found]
     truth = [name for line in names for name in line]
     assert guesses == truth
-    collection = json.loads(Path("mosaic.predicted.geojson").read_text())
+    collection = json.loads(Path("answers-mosaic.predicted.geojson").read_text())
     assert collection["crs"] == {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32733"}}
     assert [f["properties"]["class"] for f in collection["features"]] == truth
     for feature, row in zip(collection["features"], found, strict=True):
@@ -101,7 +103,7 @@ def test_a_mosaic_comes_back_with_classes_and_coordinates(certain, predict):
         corners = [(left, top), (left, top + 64), (left + 64, top + 64), (left + 64, top), (left, top)]
         expected = [[400_000.125 + 3 * x + 0.5 * y, 7_000_000.5 + 0.25 * x - 3 * y] for x, y in corners]
         assert feature["geometry"] == {"type": "Polygon", "coordinates": [expected]}
-    with Image.open("mosaic.predicted.png") as picture:
+    with Image.open("answers-mosaic.predicted.png") as picture:
         assert picture.format == "PNG"
         assert max(picture.size) < 1400
 
@@ -200,14 +202,14 @@ def test_bands_scaling_and_missing_data(here):
     write_scene("raw.tif", raw, nodata=0)
     with Scene(here / "raw.tif", 20, 20, (4, 2, 1)) as scene:
         assert len(scene.tiles) == 2 * 3
-        assert scene.picture(scene.tiles[0]) is None
-        half = scene.picture(scene.tiles[3])
+        assert scene.picture(scene.tiles[0]) == (None, 0.0)
+        half = scene.picture(scene.tiles[3])[0]
         assert half is not None
         assert (half[:10] == half[10:]).all()  # the mean of pixels that are all alike
         valid = (raw != 0).all(axis=-1)
         low, high = np.percentile(raw[valid][:, [3, 1, 0]], (2, 98), axis=0)
         expected = np.clip((raw[:20, 20:40][..., [3, 1, 0]] - low) / (high - low), 0, 1) * 255
-        np.testing.assert_allclose(scene.picture(scene.tiles[1]), expected, atol=0.51)
+        np.testing.assert_allclose(scene.picture(scene.tiles[1])[0], expected, atol=0.51)
         # The last tile of a line is shifted inside.
         assert [tile.column for tile in scene.tiles[:3]] == [0, 20, 30]
         assert (scene.overview()[:20, :20] == 0).all()
@@ -215,11 +217,11 @@ def test_bands_scaling_and_missing_data(here):
     write_scene("eight.tif", eight)
     with Scene(here / "eight.tif", 64, 64, None) as scene:
         (tile,) = scene.tiles
-        assert (scene.picture(tile) == eight[..., :1]).all()  # as it is, and one band for all colours
+        assert (scene.picture(tile)[0] == eight[..., :1]).all()  # as it is, and one band for all colours
     real = np.where(noise(40, 50, 1) < 9, np.nan, noise(40, 50, 1) / 255).astype(np.float32)
     write_scene("real.tif", real)
     with Scene(here / "real.tif", 40, 40, None) as scene:
-        assert all(np.ptp(scene.picture(tile)) == 255 for tile in scene.tiles)
+        assert all(np.ptp(scene.picture(tile)[0]) == 255 for tile in scene.tiles)
 
 
 def test_a_scene_with_a_damaged_block_keeps_its_answers(predict, here):
@@ -232,8 +234,8 @@ def test_a_scene_with_a_damaged_block_keeps_its_answers(predict, here):
     assert {row["path"] for row in answers} == {"good.png", "torn.tif"}
     assert "1 of 4 tiles cannot be read" in err
     assert "torn.tif: no overlay" in err
-    assert (here / "torn.predicted.geojson").is_file()
-    assert not (here / "torn.predicted.png").exists()
+    assert (here / "answers-torn.predicted.geojson").is_file()
+    assert not (here / "answers-torn.predicted.png").exists()
 
 
 def test_names_that_are_formulas_or_no_text_at_all(predict, here):
@@ -260,7 +262,7 @@ def test_a_scene_larger_than_its_overview_is_read_by_windows(here):
         low, high = np.percentile(raw, (2, 98))
         window = raw[tile.row :, tile.column :].astype(float)
         expected = np.repeat(np.clip((window - low) / (high - low), 0, 1) * 255, 3, axis=-1)
-        np.testing.assert_allclose(scene.picture(tile), expected, atol=1)  # half a grey level, and the overview's
+        np.testing.assert_allclose(scene.picture(tile)[0], expected, atol=1)  # half a grey level, and the overview's
 
 
 def test_which_files_are_scenes(predict, here):
@@ -299,6 +301,75 @@ def test_tiles_without_data_are_skipped_and_said(predict):
     assert code == 0
     assert [(r["column"], r["row"]) for r in rows(out)] == [("20", "0"), ("0", "20"), ("20", "20")]
     assert "scene.tif: 1 of 4 tiles hold no data and are skipped" in err
+
+
+def test_shares_of_data_are_told(predict, here):
+    """A tile with a third of its data is not one without data, and tiles with answers say how much they hold."""
+    pixels = noise(20, 40, 3) | np.uint8(1)
+    pixels[:14, :20] = 0
+    pixels[:5, 20:] = 0
+    write_scene("scene.tif", pixels, nodata=0)
+    code, out, err = predict("scene.tif", "--tile=20")
+    assert code == 0
+    assert [(r["column"], r["valid"]) for r in rows(out)] == [("20", "0.7500")]
+    assert "1 of 2 tiles hold data in less than 50 % of their pixels (at most 30.0 %) and are skipped" in err
+    (feature,) = json.loads((here / "scene.predicted.geojson").read_text())["features"]
+    assert feature["properties"]["valid"] == 0.75
+    code, out, _ = predict("scene.tif", "--tile=20", "--format=jsonl", "--overwrite")
+    assert json.loads(out)["valid"] == 0.75
+
+
+def test_a_second_answer_does_not_collide_with_the_first(predict, here):
+    write_scene("scene.tif", noise(20, 20, 3))
+    for name in ("first", "second"):
+        code, _, err = predict("scene.tif", "--tile=20", f"--output={name}.csv")
+        assert code == 0, err
+    assert sorted(path.name for path in here.glob("*.geojson")) == [
+        "first-scene.predicted.geojson",
+        "second-scene.predicted.geojson",
+    ]
+
+
+def named(path, pixels, *names, **profile):
+    write_scene(path, pixels, **profile)
+    with rasterio.open(path, "r+") as file:
+        for number, name in enumerate(names, 1):
+            file.set_band_description(number, name)
+    return path
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_bands_are_taken_by_their_names_or_the_order_is_said(predict, here, kind):
+    pixels = noise(20, 20, 4, dtype=kind, high=250) + kind(1)
+    pixels[..., 3] = 0  # near infrared of water, which GDAL takes for a transparent fourth byte
+    order = [2, 1, 0]
+    named("bgrn.tif", pixels, "blue", "green", "red", "nir")
+    write_scene("rgb.tif", pixels[..., order])
+    code, out, err = predict("bgrn.tif", "rgb.tif", "--tile=20")
+    assert code == 0, err
+    one, other = rows(out)
+    assert one["probability"] == other["probability"]
+    assert "bgrn.tif: its bands" not in err
+    # As images to train on they are read in the same order.
+    assert np.array_equal(decode(Path("bgrn.tif").read_bytes()), decode(Path("rgb.tif").read_bytes()))
+    write_scene("many.tif", noise(20, 20, 5, dtype=kind, high=250))
+    code, _, err = predict("many.tif", "--tile=20")
+    assert code == 0
+    assert "many.tif: its bands have no names; 1, 2, 3 are taken for red, green, blue; others by --bands" in err
+    code, _, err = predict("many.tif", "--tile=20", "--bands=3,2,1", "--overwrite")
+    assert "have no names" not in err
+    for folder in ("a", "b"):
+        (here / "set" / folder).mkdir(parents=True)
+        for i in range(2):
+            write_scene(here / "set" / folder / f"{i}.tif", noise(20, 20, 5, dtype=kind, high=250))
+    assert any("1, 2, 3 are taken for red, green, blue" in said for said in Folder(here / "set").remarks)
+
+
+def test_red_edge_is_not_red():
+    assert by_names(["B02 (blue)", "B03 - Green", "B04 red", "B05 red edge"]) == (3, 2, 1)
+    assert by_names(["B", "G", "R"]) == (3, 2, 1)
+    assert by_names(["red", "red", "green", "blue"]) is None
+    assert by_names([None, "green", "blue"]) is None
 
 
 # Bad input ---------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from fedrsclip_jax.predict.scene import Scene, Tile
 _STRENGTH = 0.5  # of the colours over the scene
 _LEGEND = 24  # classes named, the most frequent
 
-Answer = tuple[Tile, Guess]
+Answer = tuple[Tile, Guess, float]  # and the share of the tile's pixels that hold data
 
 
 def as_geojson(scene: Scene, answers: Sequence[Answer]) -> str:
@@ -29,12 +29,13 @@ def as_geojson(scene: Scene, answers: Sequence[Answer]) -> str:
                 "class": guess.class_name,
                 "probability": round(guess.probability, 6),
                 "top": ", ".join(f"{name} {probability:.4f}" for name, probability in guess.top),
+                "valid": round(share, 4),
                 "column": tile.column,
                 "row": tile.row,
             },
             "geometry": {"type": "Polygon", "coordinates": [scene.polygon(tile)]},
         }
-        for tile, guess in answers
+        for tile, guess, share in answers
     ]
     crs = {} if scene.name is None else {"crs": {"type": "name", "properties": {"name": scene.name}}}
     return json.dumps({"type": "FeatureCollection", **crs, "features": features}, ensure_ascii=False) + "\n"
@@ -47,7 +48,7 @@ def as_png(scene: Scene, answers: Sequence[Answer]) -> bytes:
     from matplotlib.patches import Patch
 
     picture = scene.overview().astype(np.float32) / 255
-    found, counts = np.unique([guess.class_name for _, guess in answers], return_counts=True)
+    found, counts = np.unique([guess.class_name for _, guess, _ in answers], return_counts=True)
     order = np.argsort(-counts, kind="stable")
     ranks = np.arange(len(found))
     hues = colormaps["tab20"](ranks) if len(found) <= 20 else colormaps["hsv"](ranks / len(found))
@@ -55,7 +56,7 @@ def as_png(scene: Scene, answers: Sequence[Answer]) -> bytes:
     colours = {name: np.asarray(hues[rank, :3], np.float32) for rank, name in enumerate(names)}
     down, across = picture.shape[0] / scene.height, picture.shape[1] / scene.width
     plain = picture.copy()
-    for tile, guess in sorted(answers, key=lambda answer: answer[1].probability):
+    for tile, guess, _ in sorted(answers, key=lambda answer: answer[1].probability):
         top, left = round(tile.row * down), round(tile.column * across)
         place = (
             slice(top, max(round((tile.row + tile.height) * down), top + 1)),

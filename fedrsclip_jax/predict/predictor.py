@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from fedrsclip_jax.clip.preprocess import shrink
+from fedrsclip_jax.data.bands import RASTERS
 from fedrsclip_jax.data.decoding import EXTENSIONS, decode
 from fedrsclip_jax.data.layout import images_below
 from fedrsclip_jax.errors import CheckError, InputError
@@ -21,7 +22,7 @@ from fedrsclip_jax.files import check_can_be_made, make_folder, replace, write_b
 from fedrsclip_jax.finished import open_run, restore
 from fedrsclip_jax.predict import maps, records
 from fedrsclip_jax.predict.classify import Classify, Guess
-from fedrsclip_jax.predict.scene import Scene, Tile, has_coordinates
+from fedrsclip_jax.predict.scene import LEAST_VALID, Scene, Tile, has_coordinates
 from fedrsclip_jax.progress import Bar, Progress
 
 TILE = 256
@@ -80,21 +81,22 @@ class _Piece:
     scene: Scene | None
     tile: Tile | None
 
-    def picture(self) -> np.ndarray | Exception | None:
-        """RGB; None where there is no data; what went wrong where it cannot be read."""
+    def picture(self) -> tuple[np.ndarray | Exception | None, float | None]:
+        """RGB, None where there is too little data, or what went wrong; and of a tile the share of its data."""
         try:
             if self.scene is None or self.tile is None:
-                return shrink(decode(self.path.read_bytes()))
-            picture = self.scene.picture(self.tile)
-            return None if picture is None else shrink(picture)
+                return shrink(decode(self.path.read_bytes())), None
+            picture, share = self.scene.picture(self.tile)
+            return None if picture is None else shrink(picture), share
         except (OSError, ValueError) as error:
-            return error
+            return error, None
 
 
 def predict(request: Request, overrides: Sequence[tuple[str, str]], progress: Progress) -> Outcome:
     """Writes a line a picture and tile; for each scene `NAME.predicted.geojson` and `NAME.predicted.png`.
 
-    These lie beside `output`, or in the current folder. Images that cannot be read are noted, and the others go on.
+    These lie beside `output` with its name in front (`OUTPUT-NAME.predicted.png`), or in the current folder.
+    Images that cannot be read are noted, and the others go on.
 
     Args:
       overrides: keys that say where things lie now; see `finished.MOVABLE`.
@@ -169,11 +171,11 @@ class _Work:
             raise CheckError("; ".join(self._outcome.notes))
 
     def _pictures(self, paths: Iterator[Path], pool: ThreadPoolExecutor, bar: Bar) -> Iterator[str]:
-        for piece, result in self._guessed((_Piece(path, None, None) for path in paths), pool, bar):
+        for piece, result, _ in self._guessed((_Piece(path, None, None) for path in paths), pool, bar):
             if isinstance(result, Exception):
                 self._cannot_read(piece.path, result)
             elif result is not None:
-                yield self._line(piece, result)
+                yield self._line(piece, result, None)
 
     def _scene(self, path: Path, pool: ThreadPoolExecutor, bar: Bar) -> Iterator[str]:
         try:
@@ -182,21 +184,30 @@ class _Work:
             self._cannot_read(path, error)
             return
         with opened as scene:
-            answers, empty, failed = [], 0, []
+            answers, empty, failed = [], [], []
+            if scene.order is not None:
+                self._outcome.notes.append(
+                    f"{path}: its bands have no names; {scene.order}; others by --bands, such as --bands=3,2,1"
+                )
             pieces = (_Piece(path, scene, tile) for tile in scene.tiles)
-            for piece, result in self._guessed(pieces, pool, bar):
+            for piece, result, share in self._guessed(pieces, pool, bar):
                 if isinstance(result, Exception):
                     failed.append(result)
                 elif result is None:
-                    empty += 1
+                    empty.append(share)
                 else:
                     assert piece.tile is not None
-                    answers.append((piece.tile, result))
-                    yield self._line(piece, result)
+                    assert share is not None
+                    answers.append((piece.tile, result, share))
+                    yield self._line(piece, result, share)
             if len(failed) == len(scene.tiles):
                 self._cannot_read(path, failed[0])
                 return
-            for count, what in ((empty, "hold no data"), (len(failed), "cannot be read")):
+            little = f"hold data in less than {100 * LEAST_VALID:.0f} % of their pixels"
+            if any(empty):
+                little += f" (at most {100 * max(empty):.1f} %)"
+            without = little if any(empty) else "hold no data"
+            for count, what in ((len(empty), without), (len(failed), "cannot be read")):
                 if count:
                     self._outcome.notes.append(f"{path}: {count} of {len(scene.tiles)} tiles {what} and are skipped")
             stem = self._plan.stems[path]
@@ -214,25 +225,28 @@ class _Work:
 
     def _guessed(
         self, pieces: Iterator[_Piece], pool: ThreadPoolExecutor, bar: Bar
-    ) -> Iterator[tuple[_Piece, Guess | Exception | None]]:
-        """Each piece with its answer, or what stands in its way; the next batch is read while one is classified."""
+    ) -> Iterator[tuple[_Piece, Guess | Exception | None, float | None]]:
+        """Each piece with its answer, or what stands in its way, and of a tile the share of its data.
+
+        The next batch is read while one is classified.
+        """
         ahead: list = []
         while True:
             current = ahead
             ahead = [(piece, pool.submit(piece.picture)) for piece in itertools.islice(pieces, self._classify.batch)]
-            found = [(piece, future.result()) for piece, future in current]
-            pictures = [picture for _, picture in found if isinstance(picture, np.ndarray)]
+            found = [(piece, *future.result()) for piece, future in current]
+            pictures = [picture for _, picture, _ in found if isinstance(picture, np.ndarray)]
             guesses = iter(self._classify.guesses(pictures))
-            for piece, picture in found:
-                yield piece, next(guesses) if isinstance(picture, np.ndarray) else picture
+            for piece, picture, share in found:
+                yield piece, next(guesses) if isinstance(picture, np.ndarray) else picture, share
             self._done += len(found)
             bar.advance_to(self._done)
             if not ahead:
                 return
 
-    def _line(self, piece: _Piece, guess: Guess) -> str:
+    def _line(self, piece: _Piece, guess: Guess, share: float | None) -> str:
         self._outcome.answered += 1
-        return records.line(self._request.format, piece.path, piece.tile, guess)
+        return records.line(self._request.format, piece.path, piece.tile, guess, share)
 
     def _cannot_read(self, path: Path, error: Exception) -> None:
         self._unreadable += 1
@@ -285,7 +299,7 @@ def _plan(request: Request, files: Sequence[Path], cut: _Cut) -> _Plan:
     explicit = request.tile is not None or request.bands is not None
     scenes, expected = [], 0
     for path in files:
-        if not (explicit or (path.suffix.lower() in (".tif", ".tiff") and has_coordinates(path, cut.tile))):
+        if not (explicit or (path.suffix.lower() in RASTERS and has_coordinates(path, cut.tile))):
             expected += 1
             continue
         scenes.append(path)
@@ -299,7 +313,8 @@ def _plan(request: Request, files: Sequence[Path], cut: _Cut) -> _Plan:
     folder = Path() if request.output is None else request.output.parent
     stems: dict[Path, Path] = {}
     for path in scenes:
-        names = (folder / (path.stem if n == 1 else f"{path.stem}-{n}") for n in itertools.count(1))
+        stem = path.stem if request.output is None else f"{request.output.stem}-{path.stem}"
+        names = (folder / (stem if n == 1 else f"{stem}-{n}") for n in itertools.count(1))
         stems[path] = next(stem for stem in names if stem not in stems.values())
     _check_outputs(request, files, [made for stem in stems.values() for made in _map_files(stem)])
     return _Plan(stems, max(expected, 1))

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from fedrsclip_jax.data import bands as raster
 from fedrsclip_jax.errors import InputError, install
 
 OVERVIEW = 1024  # pixels of the longer side
-PERCENTILES = (2, 98)
 LEAST_VALID = 0.5  # share of a tile's pixels that hold data; below it, the tile is skipped
 
 
@@ -66,13 +66,15 @@ class Scene:
       path: of the file.
       tiles: row by row.
       name: of the coordinate system as GeoJSON's `crs` member has it; None where there is none.
+      order: the bands that are taken for red, green, blue, where nobody says which they are; else None.
     """
 
     def __init__(self, path: Path, tile: int, stride: int, bands: Sequence[int] | None):
         """
         Args:
           tile, stride: pixels.
-          bands: of red, green and blue, from 1; one is repeated. None is 1, 2, 3, or 1 where there are fewer.
+          bands: of red, green and blue, from 1; one is repeated. None is those that are called so; without names
+            1, 2, 3, or 1 where there are fewer.
 
         Raises:
           InputError: a band that is not there.
@@ -96,7 +98,9 @@ class Scene:
     def _open(self, tile: int, stride: int, bands: Sequence[int] | None) -> None:
         dataset = self._dataset
         count = dataset.count
-        chosen = tuple(bands) if bands else ((1, 2, 3) if count >= 3 else (1,))
+        found = raster.of_dataset(dataset)
+        chosen = tuple(bands) if bands else found.numbers
+        self.order = None if bands or found.said else found.order
         if max(chosen) > count:
             raise InputError(
                 f"--bands={','.join(map(str, chosen))}: {self.path} has bands 1 to {count}; give one or three of these"
@@ -124,15 +128,19 @@ class Scene:
     def __exit__(self, *raised: Any) -> None:
         self._dataset.close()
 
-    def picture(self, tile: Tile) -> UInt8[np.ndarray, "height width 3"] | None:
-        """A tile as RGB; None where more than half of it holds no data. Pixels without data take the others' mean.
+    def picture(self, tile: Tile) -> tuple[UInt8[np.ndarray, "height width 3"] | None, float]:
+        """A tile as RGB, and the share of its pixels that hold data; the others take their mean.
+
+        Returns:
+          None for the picture where that share is less than `LEAST_VALID`.
 
         Raises:
           ValueError: it cannot be read.
         """
         self._scale()
         values, valid = self._read(window=self._window(tile.column, tile.row, tile.width, tile.height))
-        return self._rgb(values, valid) if valid.mean() >= LEAST_VALID else None
+        share = float(valid.mean())
+        return (self._rgb(values, valid) if share >= LEAST_VALID else None), share
 
     def overview(self) -> UInt8[np.ndarray, "height width 3"]:
         """The whole scene, at most `OVERVIEW` pixels a side; black where there is no data."""
@@ -162,34 +170,21 @@ class Scene:
             self._limits = np.zeros(3), np.full(3, 255.0)
             return
         values, valid = self._read(out_shape=self._overview_shape())
-        if not valid.any():
-            self._limits = np.zeros(3), np.ones(3)
-            return
-        low, high = np.percentile(values[valid], PERCENTILES, axis=0)
-        self._limits = low, high
+        self._limits = raster.limits(values, valid)
 
     def _read(self, **how: Any) -> tuple[np.ndarray, Bool[np.ndarray, "height width"]]:
         """Values [height, width, 3] of the chosen bands, and where all of them are data."""
+        if "out_shape" in how:
+            how["out_shape"] = (3, *how["out_shape"])
         try:
             with self._lock:
-                if "out_shape" in how:
-                    how["out_shape"] = (3, *how["out_shape"])
-                masked = self._dataset.read(list(self._bands), masked=True, **how)
+                return raster.read_bands(self._dataset, self._bands, **how)
         except self._errors as error:
             raise ValueError(" ".join(str(error).split())) from error
-        with np.errstate(over="ignore"):  # what no single precision holds is infinite, and no data
-            values = np.moveaxis(masked.filled(0).astype(np.float32), 0, -1)
-        valid = ~np.ma.getmaskarray(masked).any(axis=0) & np.isfinite(values).all(axis=-1)
-        return values, valid
 
     def _rgb(self, values: np.ndarray, valid: np.ndarray) -> UInt8[np.ndarray, "height width 3"]:
         assert self._limits is not None
-        low, high = (np.asarray(limit, np.float32) for limit in self._limits)
-        # Numbers that are none are out of `valid`, and of no account.
-        stretched = (np.where(valid[..., None], values, low) - low) * (255 / np.maximum(high - low, 1e-12))
-        if valid.any() and not valid.all():
-            stretched[~valid] = np.clip(stretched[valid], 0, 255).mean(axis=0)
-        return np.rint(np.clip(stretched, 0, 255)).astype(np.uint8)
+        return raster.to_rgb(values, valid, self._limits)
 
 
 def has_coordinates(path: Path, tile: int) -> bool:
