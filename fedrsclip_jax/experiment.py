@@ -25,7 +25,7 @@ from fedrsclip_jax.federation import Federation
 from fedrsclip_jax.files import make_folder
 from fedrsclip_jax.generalisation import score_beyond
 from fedrsclip_jax.interrupt import Interrupt
-from fedrsclip_jax.ledger import Ledger, read_lines
+from fedrsclip_jax.ledger import METRICS, TRAINING, Ledger, read_lines
 from fedrsclip_jax.methods import find_method
 from fedrsclip_jax.methods.base import head_of, needs_patches
 from fedrsclip_jax.predictions import write_predictions
@@ -448,7 +448,7 @@ def _take_back_start(folder: Path) -> None:
     """Leaves nothing of a run that has no sound round, so that it may be tried again in the same place."""
     if distributed.first():
         # What says that there is a run goes last: cut off before, this is gone on with.
-        for name in (KEPT, "partition.npz", "metrics.jsonl", "identity.json", "config.json"):
+        for name in (KEPT, "partition.npz", TRAINING, METRICS, "identity.json", "config.json"):
             (folder / name).unlink(missing_ok=True)
 
 

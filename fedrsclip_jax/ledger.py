@@ -14,6 +14,7 @@ from fedrsclip_jax.federated.engine import Done
 from fedrsclip_jax.files import write_text
 
 METRICS = "metrics.jsonl"
+TRAINING = "training.jsonl"
 
 _ACCURACIES = {"global": "accuracy", "personalised": "mean"}
 
@@ -32,6 +33,8 @@ class Ledger:
       refused: (round, client) of updates that were not finite, since the last line.
       refused_updates: how many there were in all.
       lines: of `metrics.jsonl`, one an evaluation.
+      training: of `training.jsonl`, one a round: figures of the loss; those of rounds before older versions stopped
+        are missing.
       of_others: lines at the beginning whose personal models are those of other clients than in the lines that follow:
         older versions scored the virtual clients that any round of the run would draw.
       starts: after which round, and with what each start of the run began; see `provenance`.
@@ -47,6 +50,7 @@ class Ledger:
     refused: list[tuple[int, int]] = field(default_factory=list)
     refused_updates: int = 0
     lines: list[dict[str, Any]] = field(default_factory=list)
+    training: list[dict[str, Any]] = field(default_factory=list)
     of_others: int = 0
     starts: list[dict[str, Any]] = field(default_factory=list)
     seconds: dict[str, float] = field(
@@ -62,6 +66,7 @@ class Ledger:
             self.silent_rounds += done.answered == 0
             self.wasted += done.wasted
             self.figures = dict(done.figures) if done.answered else dict.fromkeys(done.figures)
+            self.training.append({"round": self.round, **self.figures})
             self.refused += [(self.round, client) for client in done.refused]
             self.refused_updates += len(done.refused)
 
@@ -131,7 +136,8 @@ class Ledger:
         return [(line["bytes_sent"], line[name][_ACCURACIES[name]]) for line in lines]
 
     def write_lines(self, folder: Path) -> None:
-        """Writes `metrics.jsonl`."""
+        """Writes `metrics.jsonl` and `training.jsonl`."""
+        write_text(folder / TRAINING, "".join(_written(line) for line in self.training))
         write_text(folder / METRICS, "".join(_written(line) for line in self.lines))
 
     def to_dict(self) -> dict[str, Any]:
@@ -149,7 +155,15 @@ def _written(line: dict[str, Any]) -> str:
 
 def read_lines(folder: Path) -> list[dict[str, Any]]:
     """What `metrics.jsonl` of a run holds, a line an evaluation; `InputError` where it cannot be read."""
-    path = folder / METRICS
+    return _read(folder / METRICS)
+
+
+def read_training(folder: Path) -> list[dict[str, Any]]:
+    """Figures of the loss, a line a round; those at evaluations alone where an older version wrote the folder."""
+    return (_read(folder / TRAINING) if (folder / TRAINING).is_file() else []) or read_lines(folder)
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:

@@ -1,8 +1,11 @@
 """What a run's books say of its course, on lines written by hand."""
 
+import json
+
 import pytest
 
-from fedrsclip_jax.ledger import Ledger
+from fedrsclip_jax.federated.engine import Done
+from fedrsclip_jax.ledger import TRAINING, Ledger, read_training
 
 
 def books(*course: tuple[int, float, float]) -> Ledger:
@@ -42,3 +45,18 @@ def test_the_last_evaluations():
     assert last["global"] == {"mean": pytest.approx(0.4), "std": pytest.approx(0.02**0.5), "evaluations": 5}
     assert last["personalised"] == {"mean": pytest.approx(0.5), "std": pytest.approx(0), "evaluations": 5}
     assert books((1, 0.2, 0.3)).last()["global"]["evaluations"] == 1
+
+
+def test_training_figures_are_kept_for_every_round(tmp_path):
+    """Whatever `eval.every` is; a folder of an older version has those of its evaluations."""
+    ledger = books()
+    answers = ((2, 1.5), (0, 9.0), (2, 1.0))
+    done = [Done({"ce": ce}, 2, answered, [], steps=1, wasted=0.0, seconds=0.1) for answered, ce in answers]
+    ledger.enter(done, 4)
+    ledger.write_line({"global": {"accuracy": 0.5}, "personalised": {"mean": 0.5}})
+    ledger = Ledger.of(json.loads(json.dumps(ledger.to_dict())))
+    ledger.write_lines(tmp_path)
+    figures = [(line["round"], line["ce"]) for line in read_training(tmp_path)]
+    assert figures == [(1, 1.5), (2, None), (3, 1.0)]
+    (tmp_path / TRAINING).unlink()
+    assert [line["round"] for line in read_training(tmp_path)] == [3]

@@ -10,6 +10,7 @@ from fedrsclip_jax.report.drawing import (
     BLUE,
     GOLD,
     GREEN,
+    HEIGHT,
     INK,
     MUTED,
     ORANGE,
@@ -25,6 +26,7 @@ from fedrsclip_jax.report.drawing import (
 from fedrsclip_jax.report.percent import percent
 
 _BARS = 60  # clients that have a bar each
+_MARKED = 60  # points of a line that have a mark each
 _POINTS = 400  # of more clients, evenly over all of them
 _NAMED = 7  # classes whose text features have their names
 _CLASSES = 50  # that tables of classes hold; of more, those that tell most
@@ -33,10 +35,13 @@ _CLASSES = 50  # that tables of classes hold; of more, those that tell most
 @for_page
 def by_round(lines: Sequence[dict[str, Any]], zero: dict[str, Any], shares: bool) -> Chart:
     """Accuracy of the federation's model and of the personal ones, with a band from the worst tenth to the best."""
-    figure, axes = canvas()
     rounds = [line["round"] for line in lines]
-    _accuracies(axes, rounds, lines, zero, shares)
-    _round_axis(axes)
+    if len(lines) > 1:
+        figure, axes = canvas()
+        _accuracies(axes, rounds, lines, zero, shares)
+        _round_axis(axes)
+    else:
+        figure = _at_the_end(lines[0], zero, shares)
     first, last = lines[0]["personalised"], lines[-1]["personalised"]
     said = (
         f"After round {rounds[-1]} personal models are right on {percent(last['mean'])} % of their clients' images "
@@ -45,14 +50,15 @@ def by_round(lines: Sequence[dict[str, Any]], zero: dict[str, Any], shares: bool
     )
     if len(lines) > 1:
         said += f"; after round {rounds[0]} their mean was {percent(first['mean'])} %"
-    return Chart("rounds", "Accuracy by round", svg(figure, "rounds"), f"{said}.")
+    title = "Accuracy by round" if len(lines) > 1 else f"Accuracy after round {rounds[0]}"
+    return Chart("rounds", title, svg(figure, "rounds"), f"{said}.")
 
 
 @for_page
 def by_bytes(lines: Sequence[dict[str, Any]], zero: dict[str, Any], shares: bool) -> Chart | None:
-    """The same against what all clients together have sent; None where nothing is sent."""
+    """The same against what all clients together have sent; None where nothing is sent, or scored but once."""
     sent = np.array([line["bytes_sent"] for line in lines], float)
-    if not sent[-1]:
+    if not sent[-1] or len(lines) < 2:
         return None
     unit, name = _unit(sent[-1])
     figure, axes = canvas()
@@ -69,16 +75,22 @@ def by_bytes(lines: Sequence[dict[str, Any]], zero: dict[str, Any], shares: bool
 
 @for_page
 def losses(lines: Sequence[dict[str, Any]]) -> Chart | None:
-    """Cross-entropy and the two constraints by round, each on its own scale; None where a method tells no parts."""
+    """Cross-entropy and the two constraints by round, each on its own scale; None without parts, or of one round."""
     titles = {"ce": "cross-entropy", "pacl": "PACL", "cmfac": "CMFAC"}
-    there = [name for name in titles if any(line.get(name) is not None for line in lines)]
+    there = [name for name in titles if sum(line.get(name) is not None for line in lines) > 1]
     if not there:
         return None
     figure, axes = canvas(columns=len(there), height=2.3)
     said = []
     for name, one, color in zip(there, np.atleast_1d(axes), SERIES, strict=False):
         points = [(line["round"], line[name]) for line in lines if line.get(name) is not None]
-        one.plot(*zip(*points, strict=True), "o-", color=color, markersize=3, linewidth=1.6)
+        one.plot(
+            *zip(*points, strict=True),
+            "o-" if len(points) <= _MARKED else "-",
+            color=color,
+            markersize=3,
+            linewidth=1.6,
+        )
         one.set(title=titles[name])
         one.set_ylim(0, 1.08 * max(value for _, value in points) or 1)
         _round_axis(one, nbins=4)
@@ -262,14 +274,23 @@ def seconds(spent: dict[str, float]) -> Chart:
 @for_page
 def side_by_side(runs: dict[str, Sequence[dict[str, Any]]], part: tuple[str, str], title: str, name: str) -> Chart:
     """One accuracy of several runs by round; `part` is where it stands in a line."""
-    figure, axes = canvas()
+    curves = any(len(lines) > 1 for lines in runs.values())
+    figure, axes = canvas(height=HEIGHT if curves else 1.6 + 0.3 * len(runs))
     ends = []
     for (label, lines), color in zip(runs.items(), (SERIES * (len(runs) // len(SERIES) + 1)), strict=False):
         points = [(line["round"], 100 * line[part[0]][part[1]]) for line in lines]
-        axes.plot(*zip(*points, strict=True), "o-", color=color, markersize=3, linewidth=1.6, label=label)
+        if curves:
+            axes.plot(*zip(*points, strict=True), "o-", color=color, markersize=3, linewidth=1.6, label=label)
+        else:
+            axes.barh(-len(ends), points[-1][1], height=0.6, color=color, alpha=0.85, label=label)
+            axes.text(points[-1][1], -len(ends), f" {points[-1][1]:.1f}", va="center", fontsize=8)
         ends.append((points[-1][1], label))
-    axes.set(ylabel="accuracy, %")
-    _round_axis(axes)
+    if curves:
+        axes.set(ylabel="accuracy, %")
+        _round_axis(axes)
+    else:
+        axes.grid(axis="y", visible=False)
+        axes.set(xlabel="accuracy, %", xlim=(0, 110), xticks=range(0, 101, 20), yticks=[])
     figure.legend(loc="outside lower left", ncols=1 if len(runs) < 3 else 2, fontsize=7, handlelength=1.2)
     ends.sort(reverse=True)
     said = (
@@ -303,6 +324,24 @@ def _accuracies(axes, at, lines: Sequence[dict[str, Any]], zero: dict[str, Any],
     axes.set(ylabel="accuracy, %", ylim=(0, 100))
     axes.margins(x=0.02)
     _label_ends(axes, at[-1], ends)
+
+
+def _at_the_end(line: dict[str, Any], zero: dict[str, Any], shares: bool) -> Any:
+    """Bars of what a single evaluation found: there is no course to draw."""
+    own = line["personalised"]
+    bars = [("zero-shot, own images", zero["on_clients"]["mean"], MUTED), ("personal, mean", own["mean"], BLUE)]
+    bars.append(("personal, worst tenth", own["worst_decile"], BLUE))
+    if shares:
+        bars.append(("federation, pooled", line["global"]["accuracy"], ORANGE))
+    figure, axes = canvas(height=0.7 + 0.36 * len(bars))
+    for at, (_, value, color) in enumerate(bars):
+        axes.barh(at, 100 * value, height=0.6, color=color, alpha=0.85)
+        axes.text(100 * value, at, f" {percent(value)}", va="center", fontsize=8)
+    axes.set_yticks(range(len(bars)), [name for name, _, _ in bars])
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.set(xlabel="accuracy, %", xlim=(0, 110), xticks=range(0, 101, 20))
+    return figure
 
 
 def _label_ends(axes, right: float, ends: list[tuple[float, str, str]]) -> None:

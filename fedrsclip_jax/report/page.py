@@ -17,7 +17,7 @@ from fedrsclip_jax import formats
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.evidence import Evidence
 from fedrsclip_jax.files import write_text
-from fedrsclip_jax.ledger import read_lines
+from fedrsclip_jax.ledger import read_lines, read_training
 from fedrsclip_jax.methods import TITLES
 from fedrsclip_jax.report import charts, glossary, sweep_charts
 from fedrsclip_jax.report.charts import Chart
@@ -165,7 +165,7 @@ def _run(folder: Path, prefix: str = "") -> tuple[str, str]:
         charts.by_round(lines, zero, shares),
         charts.by_bytes(lines, zero, shares),
         charts.by_client(summary, client),
-        charts.losses(lines),
+        charts.losses(read_training(folder)),
     ]
     if found is not None:
         drawn += [
