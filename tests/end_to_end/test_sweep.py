@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import importlib.util
 import json
 
 import numpy as np
@@ -56,8 +57,12 @@ def check_same_run(folder, alone) -> None:
 
 @pytest.mark.long
 def test_a_sweep_is_its_runs_and_tells_what_they_show(command, tmp_path):
-    assert command("sweep", "sweep", WEIGHTS, SEEDS) == (0, "")
+    events = importlib.util.find_spec("tensorboardX") is not None
+    assert command("sweep", "sweep", WEIGHTS, SEEDS, *["--tensorboard"] * events) == (0, "")
     folder = tmp_path / "sweep"
+    if events:
+        written = {path.parent.name for path in folder.glob("tensorboard/*/events*")}
+        assert written == {path.name for path in (folder / "runs").iterdir()}
     with pytest.raises(
         InputError, match=r"holds a sweep of many runs; give one of its runs, such as .*pacl_weight=0-seed0"
     ):
