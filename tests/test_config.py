@@ -70,6 +70,22 @@ def test_config_dict_and_dict_say_the_same():
     assert resolve(Config, nested).data.scenes.domains == ("dust",)
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "rate"), [("sgd", 1.0), ("momentum", 1.0), ("adam", 0.01), ("yogi", 0.01), (None, 1.0)]
+)
+def test_the_default_rate_of_the_server_is_that_of_its_optimizer(optimizer, rate):
+    """Steps of Adam and Yogi are as long as their rate, whatever the change: at 1 a prompt of 0.02 is lost."""
+    chosen = [("server.optimizer", optimizer)] if optimizer else []
+    written = {"server": {"optimizer": optimizer}} if optimizer else {}
+    assert resolve(Config, {}, chosen).server.learning_rate == rate
+    assert resolve(Config, written).server.learning_rate == rate
+    for given in (0.3, 1.0):
+        assert resolve(Config, {}, [*chosen, ("server.learning_rate", str(given))]).server.learning_rate == given
+        assert resolve(Config, {"server": {"learning_rate": given}}, chosen).server.learning_rate == given
+    config = resolve(Config, written)
+    assert resolve(Config, to_dict(config)) == config
+
+
 def test_what_is_written_reads_back():
     config = resolve(Config, {}, [("baselines", "promptfl,local_coop"), ("partition.alpha", "0.5")])
     assert resolve(Config, to_dict(config)) == config

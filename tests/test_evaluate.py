@@ -35,6 +35,18 @@ def test_pooled_scores():
     assert scores["per_class"] == [pytest.approx(2 / 3), 1.0, None]
     # F1: class 0 precision 1, recall 2/3 -> 0.8; class 1 precision 1/2, recall 1 -> 2/3; class 2 does not count.
     assert scores["macro_f1"] == pytest.approx((0.8 + 2 / 3) / 2)
+    assert scores["macro_f1_classes"] == 2
+
+
+def test_macro_f1_is_a_mean_over_the_classes_that_have_images():
+    """A guess of a class without images is a miss of the true one, and no class of its own with an F1 of 0."""
+    guess, labels = np.asarray([0, 2, 1, 3]), np.asarray([0, 0, 1, 1])
+    for classes in (4, 9):
+        scores = score_pooled(Answers.of(np.eye(classes, dtype=np.float32)[guess] * 10), labels, classes)
+        assert scores["macro_f1_classes"] == 2
+        assert scores["macro_f1"] == pytest.approx(2 / 3)  # of either class: precision 1, recall 1/2
+    full = score_pooled(Answers.of(np.eye(4, dtype=np.float32) * 10), np.arange(4), 4)
+    assert (full["macro_f1"], full["macro_f1_classes"]) == (1.0, 4)
 
 
 def test_calibration_error_is_the_gap_between_confidence_and_accuracy():

@@ -173,6 +173,32 @@ def test_owners_of_ones_own_are_saved_with_the_run(backbone, images, tmp_path, c
     assert cli.main(["evaluate", "--quiet", f"--workdir={folder}"]) == 2
 
 
+def test_a_federation_says_whose_split_its_clients_have(backbone, images):
+    """So that a folder that it saves draws the same clients again."""
+    clients = frs.make_clients(images, **CLIENTS, seed=2, split_seed=-1)
+    same = frs.make_clients(images, **CLIENTS, seed=2, split_seed=2)
+    other = frs.make_clients(images, **CLIENTS, seed=2)
+    assert clients.digest() == same.digest() != other.digest()
+    made = [frs.Federation(frs.make_method("promptfl"), backbone, images, c, seed=2, **STEPS) for c in (clients, other)]
+    assert [each.config.data.split_seed for each in made] == [-1, 0]
+    assert [each.config.partition.kind for each in made] == ["dirichlet"] * 2
+    with pytest.raises(frs.InputError, match="split_seed"):
+        frs.Federation(frs.make_method("promptfl"), backbone, images, clients, data__split_seed=2)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "yogi"])
+def test_adam_and_yogi_on_the_server_learn_at_their_default_rate(backbone, images, clients, optimizer):
+    method, settings = frs.make_method("promptfl"), {**STEPS, "server__optimizer": optimizer}
+    federation = frs.Federation(method, backbone, images, clients, **settings)
+    assert federation.config.server.learning_rate == 0.01
+    start = federation.evaluate()["global"]["accuracy"]
+    losses = [done.figures["ce"] for done in federation.run(10)]
+    print("SEEN", start, federation.evaluate()["global"]["accuracy"], losses)
+    far = frs.Federation(method, backbone, images, clients, **settings, server__learning_rate=1.0)
+    assert far.config.server.learning_rate == 1.0
+    print("FAR", [done.figures["ce"] for done in far.run(10)], far.evaluate()["global"]["accuracy"])
+
+
 class Offsets(nnx.Module):
     """A method of a notebook: a shared prompt, and a private offset of each class's logit."""
 

@@ -204,6 +204,32 @@ def test_fedpgp_is_its_equations(frozen, batch):
     assert float(loss) == pytest.approx(ce + 0.7 * contrastive, rel=1e-4)
 
 
+@pytest.mark.parametrize("rank", [1, 2, 4])
+def test_fedpgps_factors_start_at_the_scale_of_a_prompt_that_is_trained_itself(frozen, rank):
+    """A step of V against the gradient G moves P_k by U U^T G: by G on average over clients, whatever the rank."""
+    context, width = 4, 32
+    config = toy.settings(**{"method.name": "fedpgp", "method.rank": str(rank)}).method
+    draw = jax.jit(jax.vmap(lambda key: nnx.split(METHODS["fedpgp"](config, frozen, key), Shared, Private)[2]))
+    private = draw(jax.random.split(jax.random.key(0), 2000))
+    down, up = np.asarray(private["down"][...]), np.asarray(private["up"][...])
+    assert down.shape == (2000, context, rank)
+    assert up.shape == (2000, rank, width)
+    assert not up.any()
+    moved = np.einsum("kir,kjr->kij", down, down)
+    # An entry of the mean has a deviation of at most (2 / 2000)^1/2 = 0.03.
+    np.testing.assert_allclose(moved.mean(axis=0), np.eye(context), atol=0.15)
+    assert down.std() == pytest.approx(rank**-0.5, rel=0.05)
+
+
+def test_the_prompt_of_a_fedpgp_client_who_was_never_drawn_is_the_shared_one(frozen, batch):
+    """Of whatever the others have made of it."""
+    module = method("fedpgp", frozen)
+    module.shared[...] = 0.5 * jax.random.normal(jax.random.key(5), module.shared.shape)
+    np.testing.assert_array_equal(
+        module.personal_logits(batch.features, frozen), module.global_logits(batch.features, frozen)
+    )
+
+
 def test_fedclip_starts_as_zero_shot_and_is_its_equations(frozen, batch):
     module = method("fedclip", frozen)
     zero_shot = frozen.scale * batch.features @ frozen.zero_shot.T

@@ -5,8 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedrsclip_jax import ingredients
+from fedrsclip_jax.config import Config, resolve
 from fedrsclip_jax.data.split import stratified_split
 from fedrsclip_jax.errors import InputError
+from fedrsclip_jax.task import divide_images, split
 
 repeatable = settings(deadline=None, derandomize=True, max_examples=60)
 
@@ -87,3 +90,55 @@ def test_strata_give_their_share_of_test_images():
                 assert abs(of_cell - 0.2 * n) < 1.3, (seed, c, sensor)
         rare = int((sensors[test] == 2).sum())
         assert 1 <= rare <= 7, rare  # 3.2 of 16 on average
+
+
+SEEDS = range(4)
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Eight scenes of each of sixteen classes."""
+    return ingredients.load_images("scenes", scenes__count=128, image_size=16)
+
+
+def scored(images, seed: int, which: str, **keys: int) -> set[int]:
+    overrides = [("seed", str(seed)), ("eval.split", which), *((f"data.{key}", str(v)) for key, v in keys.items())]
+    return set(split(resolve(Config, {}, overrides), images)[1].tolist())
+
+
+def test_no_run_chooses_on_an_image_that_another_is_tested_on(images):
+    """A sweep over seeds chooses by the mean over all of them, and the table of results has other seeds still."""
+    chosen_on = set().union(*(scored(images, seed, "validation") for seed in SEEDS))
+    tested_on = set().union(*(scored(images, seed, "test") for seed in SEEDS))
+    assert chosen_on
+    assert tested_on
+    assert chosen_on.isdisjoint(tested_on)
+    following = [scored(images, 0, "test", split_seed=-1), scored(images, 1, "validation", split_seed=-1)]
+    assert not following[0].isdisjoint(following[1]), "the key makes the difference"
+
+
+@pytest.mark.parametrize("which", ["test", "validation"])
+def test_the_split_follows_the_run_where_it_is_asked_to(images, which):
+    following = [scored(images, seed, which, split_seed=-1) for seed in SEEDS]
+    assert following == [scored(images, 9, which, split_seed=seed) for seed in SEEDS]
+    assert len({frozenset(one) for one in following}) == len(SEEDS)
+
+
+def test_clients_of_any_seed_are_tested_on_the_same_images(images):
+    """Virtual ones, those of a partition, and those of Python; who owns which image is another for every seed."""
+    virtual = {"partition.kind": "virtual", "partition.examples_per_client": "8", "cohort": "2"}
+    made = {
+        "virtual": [
+            divide_images(resolve(Config, {}, [*virtual.items(), ("seed", str(seed))]), images) for seed in (0, 1)
+        ],
+        "dirichlet": [divide_images(resolve(Config, {}, [("seed", str(seed))]), images) for seed in (0, 1)],
+        "of Python": [ingredients.make_clients(images, seed=seed) for seed in (0, 1)],
+    }
+    tests = scored(images, 0, "test")
+    for kind, (one, other) in made.items():
+        assert set(one.pooled.tolist()) == set(other.pooled.tolist()) == tests, kind
+        owned = [clients.padded(np.arange(1), "train")[0].tolist() for clients in (one, other)]
+        assert owned[0] != owned[1], kind
+    for seed in (-1, 3):
+        clients = ingredients.make_clients(images, seed=3, split_seed=seed)
+        assert set(clients.pooled.tolist()) == scored(images, 3, "test", split_seed=-1) != tests
