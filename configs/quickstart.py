@@ -4,8 +4,8 @@ Ten institutions with very uneven classes (Dirichlet 0.1) see scenes through sen
 the embedded CLIP has not been trained on. Three seeds, each with a partition of its own.
 
 Method: FedRSCLIP from its published description, equations ours; baselines PromptFL (arXiv:2208.11625) and local
-CoOp (arXiv:2109.01134). Expected on the clients' own images, 3 seeds: zero-shot 51 %, PromptFL 57 %, and local CoOp 78 %
-and FedRSCLIP 79 %, which is level within the spread. Time: about a minute and a half on 2 cores.
+CoOp (arXiv:2109.01134). Expected on the clients' own images, 3 seeds: zero-shot 51 %, PromptFL 57 %, local CoOp 78 %,
+FedRSCLIP 79 %; the last two are level within their spread. Time: about a minute and a half on 2 cores.
 
     launch/local.sh train
 """

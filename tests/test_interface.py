@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -186,17 +187,23 @@ def test_a_federation_says_whose_split_its_clients_have(backbone, images):
         frs.Federation(frs.make_method("promptfl"), backbone, images, clients, data__split_seed=2)
 
 
+@pytest.fixture(scope="module")
+def seen():
+    """A backbone that knows scenes, some of them, and two clients alike."""
+    images = frs.load_images("scenes", scenes__count=160, image_size=64)
+    return frs.load_backbone("tiny"), images, frs.make_clients(images, clients=2, alpha=10.0)
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "yogi"])
-def test_adam_and_yogi_on_the_server_learn_at_their_default_rate(backbone, images, clients, optimizer):
-    method, settings = frs.make_method("promptfl"), {**STEPS, "server__optimizer": optimizer}
-    federation = frs.Federation(method, backbone, images, clients, **settings)
+def test_adam_and_yogi_on_the_server_learn_at_their_default_rate(seen, optimizer):
+    """From 14 right answers of 32 to 22; with a rate of 1 they fall to 13 at once."""
+    settings = {**STEPS, "local__batch_size": 16, "server__optimizer": optimizer}
+    federation = frs.Federation(frs.make_method("promptfl"), *seen, **settings)
     assert federation.config.server.learning_rate == 0.01
     start = federation.evaluate()["global"]["accuracy"]
-    losses = [done.figures["ce"] for done in federation.run(10)]
-    print("SEEN", start, federation.evaluate()["global"]["accuracy"], losses)
-    far = frs.Federation(method, backbone, images, clients, **settings, server__learning_rate=1.0)
-    assert far.config.server.learning_rate == 1.0
-    print("FAR", [done.figures["ce"] for done in far.run(10)], far.evaluate()["global"]["accuracy"])
+    with jax.numpy_dtype_promotion("standard"):  # Optax's Adam mixes types
+        federation.run(4)
+    assert federation.evaluate()["global"]["accuracy"] > start + 0.1
 
 
 class Offsets(nnx.Module):

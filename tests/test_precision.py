@@ -10,9 +10,11 @@ from flax import nnx
 
 from fedrsclip_jax.clip.huggingface import load_clip
 from fedrsclip_jax.clip.precision import ARITHMETIC
-from fedrsclip_jax.config import Config, keys
+from fedrsclip_jax.config import Config, keys, resolve
 from fedrsclip_jax.federated.round import run_rounds
 from fedrsclip_jax.methods import METHODS
+from fedrsclip_jax.progress import Progress
+from fedrsclip_jax.task import encode_images, images_to_encode, load_task
 from tests import toy
 
 PLATFORMS = ("cuda", "tpu")
@@ -88,3 +90,23 @@ def test_products_of_a_method_of_ones_own_are_in_full(tiny_folder):
 
 def test_every_choice_of_the_key_is_an_arithmetic():
     assert {name: f.metadata["among"] for name, _, f in keys(Config)}["dtype"] == tuple(ARITHMETIC)
+
+
+def test_features_that_are_computed_otherwise_are_others_in_the_cache(tiny_folder, tmp_path, monkeypatch):
+    """Where products are rounded those of one kind of device are not those of another."""
+    monkeypatch.setenv("FEDRSCLIP_CACHE", str(tmp_path))
+    keys = {"backbone": str(tiny_folder), "data.scenes.count": "32", "data.image_size": "16"}
+    configs = {name: resolve(Config, {}, [*keys.items(), ("dtype", name)]) for name in ARITHMETIC}
+    tasks = {name: load_task(config) for name, config in configs.items()}
+
+    def missing(platform: str) -> dict[str, int]:
+        monkeypatch.setattr(jax, "default_backend", lambda: platform)
+        return {name: images_to_encode(configs[name], tasks[name]) for name in ARITHMETIC}
+
+    assert missing("cpu") == {"float32": 32, "tensorfloat32": 32, "bfloat16": 32}
+    encode_images(configs["float32"], tasks["float32"], Progress(quiet=True))
+    assert missing("cpu") == {"float32": 0, "tensorfloat32": 32, "bfloat16": 32}
+    encode_images(configs["tensorfloat32"], tasks["tensorfloat32"], Progress(quiet=True))
+    assert missing("cpu") == {"float32": 0, "tensorfloat32": 0, "bfloat16": 32}
+    for other in ("gpu", "tpu"):
+        assert missing(other) == {"float32": 0, "tensorfloat32": 32, "bfloat16": 32}
