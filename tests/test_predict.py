@@ -330,6 +330,16 @@ def test_a_second_answer_does_not_collide_with_the_first(predict, here):
     ]
 
 
+def test_files_that_are_no_images_are_named(predict, here):
+    (here / "folder").mkdir()
+    Image.fromarray(noise(40, 50, 3)).save("folder/a.webp")
+    (here / "folder" / "b.gif").write_bytes(b"no kind of ours")
+    code, out, err = predict("folder")
+    assert code == 0
+    assert len(rows(out)) == 1
+    assert "folder: left out are 1 gif" in err
+
+
 def named(path, pixels, *names, **profile):
     write_scene(path, pixels, **profile)
     with rasterio.open(path, "r+") as file:

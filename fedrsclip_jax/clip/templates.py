@@ -21,7 +21,7 @@ def read_templates(given: Sequence[str]) -> tuple[str, ...]:
     whole = ",".join(given)  # a template with a comma in it is parted at commas on a command line
     if not given:
         return ()
-    if len(given) > 1 and whole.count(_PLACE) == 1:
+    if len(given) > 1 and whole.count(_PLACE) == 1 and all(part.startswith(" ") for part in given[1:]):
         return (whole,)
     path = Path(whole).expanduser()
     if _PLACE in whole or not path.is_file():

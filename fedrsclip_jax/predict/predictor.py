@@ -14,7 +14,7 @@ import numpy as np
 from fedrsclip_jax.clip.preprocess import shrink
 from fedrsclip_jax.data.bands import RASTERS
 from fedrsclip_jax.data.decoding import EXTENSIONS, decode
-from fedrsclip_jax.data.layout import images_below
+from fedrsclip_jax.data.layout import files_below, images_below, is_image, kinds
 from fedrsclip_jax.errors import CheckError, InputError
 from fedrsclip_jax.export.chosen import choose
 from fedrsclip_jax.export.figures import remembered, warning
@@ -110,7 +110,7 @@ def predict(request: Request, overrides: Sequence[tuple[str, str]], progress: Pr
     plan = _plan(request, files, cut)
     run = open_run(request.workdir, overrides, images=False)
     model = choose(run, restore(run, request.checkpoint), request.client)
-    outcome = Outcome()
+    outcome = Outcome(notes=_left_out(request.paths))
     figures = remembered(run, model.round, model.client)
     if said := warning(model, figures, "without --client, the federation's model answers"):
         outcome.notes.append(f"warning: {said}")
@@ -292,6 +292,12 @@ def _files(paths: Sequence[Path]) -> list[Path]:
         formats = ", ".join(extension.lstrip(".") for extension in EXTENSIONS)
         raise InputError(f"no image in {', '.join(map(str, paths)) or 'nothing'}; images are {formats}")
     return list(found)
+
+
+def _left_out(paths: Sequence[Path]) -> list[str]:
+    """Files in folders that are no images to us, a note a folder."""
+    others = {path: [file for file in files_below(path) if not is_image(file)] for path in paths if path.is_dir()}
+    return [f"{path}: left out are {kinds(files)}" for path, files in others.items() if files]
 
 
 def _plan(request: Request, files: Sequence[Path], cut: _Cut) -> _Plan:
