@@ -1,4 +1,4 @@
-"""The README holds: its commands run as they stand there, or say above why not; its links lead somewhere.
+"""The README and the pages behind it hold: commands run as they stand, or say above why not; links lead somewhere.
 
 A comment directly above a block of code says what becomes of it:
 
@@ -25,7 +25,12 @@ from fedrsclip_jax import config as configuration
 from tests.conftest import REPOSITORY
 from tests.end_to_end.conftest import photographs
 
-PAGES = ("README.md", "RESULTS.md", "CONTRIBUTING.md", "tests/benchmarks/README.md", "tests/faults/README.md")
+# The manual, in the order in which a reader would run its commands.
+MANUAL = (
+    "README.md", "configs/README.md", "fedrsclip_jax/README.md", "fedrsclip_jax/export/README.md", "launch/README.md",
+)  # fmt: skip
+PAGES = (*MANUAL, "RESULTS.md", "CONTRIBUTING.md", "tests/benchmarks/README.md", "tests/faults/README.md")
+MOST_WORDS = 3000  # of the README; what else there is to say stands on the pages behind it
 LANGUAGES = ("bash", "python")  # whose blocks are code; others are shown
 OURS = (".venv/bin/fedrsclip", "fedrsclip")
 BLOCK = re.compile(
@@ -55,8 +60,8 @@ def blocks(page: str) -> list[Block]:
     return found
 
 
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-CODE = [block for block in blocks(README) if block.language in LANGUAGES]
+TEXTS = {page: (REPOSITORY / page).read_text(encoding="utf-8") for page in MANUAL}
+CODE = [block for text in TEXTS.values() for block in blocks(text) if block.language in LANGUAGES]
 SHELL = [block for block in CODE if block.language == "bash"]
 
 
@@ -88,7 +93,7 @@ def test_commands_run(block, folder, monkeypatch, capsys):
 
 @pytest.mark.parametrize("block", SHELL, ids=first_line)
 def test_commands_are_well_formed(block, monkeypatch):
-    """All of them, as they stand in the README, those that are run in a smaller size too."""
+    """All of them, as they stand there, those that are run in a smaller size too."""
     monkeypatch.chdir(REPOSITORY)
     subprocess.run(["bash", "-n"], input=block.text, text=True, check=True)
     for command in block.commands:
@@ -118,7 +123,9 @@ def check(command: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", sorted(set(re.findall(r"`((?:\.venv/bin/)?fedrsclip \w[^`]*|python -m [^`]*)`", README))), ids=str
+    "line",
+    sorted(set(re.findall(r"`((?:\.venv/bin/)?fedrsclip \w[^`]*|python -m [^`]*)`", "".join(TEXTS.values())))),
+    ids=str,
 )
 def test_commands_in_a_sentence_name_what_is_there(line, capsys):
     """They may lack what a whole command needs."""
@@ -148,7 +155,8 @@ def test_code_is_run_or_says_why_not(block):
 
 
 def test_no_fence_is_overlooked():
-    assert len(re.findall(r"^\s*```", README, re.MULTILINE)) == 2 * len(blocks(README))
+    for page, text in TEXTS.items():
+        assert len(re.findall(r"^\s*```", text, re.MULTILINE)) == 2 * len(blocks(text)), page
     assert len(SHELL) >= 6
     assert sum(block.kind in ("", "run with") for block in SHELL) >= 4
 
@@ -171,6 +179,10 @@ def test_a_wrong_command_is_found(line, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     with pytest.raises(InputError):
         check(line.split())
+
+
+def test_the_readme_is_no_longer_than_a_person_reads():
+    assert len(TEXTS["README.md"].split()) < MOST_WORDS
 
 
 @pytest.mark.parametrize("page", PAGES)
