@@ -17,6 +17,7 @@ from fedrsclip_jax.config import GIVEN, Config, DataConfig, MethodConfig, Partit
 from fedrsclip_jax.data import given
 from fedrsclip_jax.data.clients import Clients, PartitionedClients
 from fedrsclip_jax.data.sources import ImageSource, Subset, sides_of, split_spec
+from fedrsclip_jax.data.split import given_sides, scored_side
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.methods import READS, find_method
 from fedrsclip_jax.methods.contract import check_class, name_of
@@ -210,6 +211,13 @@ def make_clients(
         for key in [key for key in keys if key in _OF_SPLIT] + ["split"] * (split != "test"):
             raise InputError(f"{key}: the split is given by train and test; leave it out")
         sides = given.split(images, train, test)
+    elif drawn_by := [key for key in keys if key in _OF_SPLIT]:
+        brought = given_sides(config.data.split, images)
+        if brought is not None and (split == "test" or scored_side(brought, validation=True) is not None):
+            raise InputError(
+                f"{drawn_by[0]}: the folders of these images are a split, and none is drawn; leave it out, or give "
+                "frs.load_images(..., split='drawn')"
+            )
     if owner is not None:
         drawn = [key for key in keys if key not in _OF_SPLIT] + ["kind"] * (kind is not None)
         if drawn:

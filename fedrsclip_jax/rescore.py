@@ -9,10 +9,11 @@ import numpy as np
 
 from fedrsclip_jax import comparison, distributed, experiment
 from fedrsclip_jax.config import GIVEN, SCORED
+from fedrsclip_jax.data.split import given_sides, scored_side
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.evaluate import score_zero_shot
 from fedrsclip_jax.federation import Federation
-from fedrsclip_jax.finished import clients_of, open_run, read_checkpoint
+from fedrsclip_jax.finished import FinishedRun, clients_of, open_run, read_checkpoint
 from fedrsclip_jax.generalisation import score_beyond
 from fedrsclip_jax.progress import Progress
 from fedrsclip_jax.task import divide, encode_images
@@ -46,10 +47,10 @@ def rescore(
     with distributed.together():
         run = open_run(workdir, overrides)
         config, task = run.config, run.task
-        if split == "validation" and config.eval.split == "test":
+        if split == "validation" and config.eval.split == "test" and not _brings_validation(run):
             raise InputError(
                 f"--split=validation: the run in {workdir} has trained on its validation images, as runs with "
-                "eval.split = test do; leave --split out"
+                "eval.split = test do unless their images are in train/, val/ and test/; leave --split out"
             )
         if split and split != config.eval.split and config.partition.kind == GIVEN:
             raise InputError(f"--split={split}: owners were given for {config.eval.split} images; leave --split out")
@@ -75,3 +76,9 @@ def rescore(
         **score_beyond(federation, task, features, own),
     }
     return {"round": saved.round, **comparison.tabulate({config.method.name: [scores]}, config.method.name)}
+
+
+def _brings_validation(run: FinishedRun) -> bool:
+    """Whether the run's folders have validation images that it neither trained on nor scored."""
+    sides = given_sides(run.config.data.split, run.task.source)
+    return sides is not None and scored_side(sides, validation=True) is not None

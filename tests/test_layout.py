@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import fedrsclip_jax as frs
 from fedrsclip_jax import cli, remarks
 from fedrsclip_jax import config as configuration
 from fedrsclip_jax.data.folder import Folder
@@ -80,6 +81,34 @@ def test_validation_of_a_given_split(tmp_path):
     assert {Path(source.name(int(i))).parts[-3] for i in [*train, *scored]} == {"train"}
     assert len(train) + len(scored) == 6
     assert not set(train) & set(scored)
+
+
+def test_what_draws_a_split_is_refused_where_the_folders_are_one(tmp_path, refused):
+    write(tmp_path, *(f"{side}/{kind}" for side in ("train", "test") for kind in "ab"), each=5)
+    images, few = frs.load_images(tmp_path), {"clients": 1, "min_examples": 1}
+    for key, value in (("test_fraction", 0.4), ("split_seed", 3)):
+        with refused(f"{key}: the folders of these images are a split", "split='drawn'"):
+            frs.make_clients(images, **few, **{key: value})
+        # Validation images are drawn where there is no val/.
+        before, after = (frs.make_clients(images, split="validation", **few, **keys) for keys in ({}, {key: value}))
+        assert after.digest() != before.digest()
+    frs.make_clients(frs.load_images(tmp_path, split="drawn"), test_fraction=0.4, **few)
+
+
+@pytest.mark.long
+def test_validation_images_that_a_run_left_alone_can_be_scored(tmp_path, tiny_folder, capfd):
+    """Those of val/ are neither trained nor scored where there is test/; without val/ they were trained on."""
+    flags = ["--config.method.name=promptfl", f"--config.backbone={tiny_folder}", "--config.rounds=1", "--quiet"]
+    flags += ["--config.partition.clients=1", "--config.partition.min_examples=1"]
+    for sides, code in ((("train", "val", "test"), 0), (("train", "test"), 2)):
+        photos, run = tmp_path / f"of{len(sides)}", tmp_path / f"run{len(sides)}"
+        write(photos, *(f"{side}/{kind}" for side in sides for kind in "ab"))
+        assert cli.main(["train", *flags, f"--config.data.source=folder:{photos}", f"--workdir={run}"]) == 0
+        capfd.readouterr()
+        assert cli.main(["evaluate", "--quiet", f"--workdir={run}", "--split=validation"]) == code
+        out, err = capfd.readouterr()
+        assert ("on validation images" in out) == (code == 0)
+        assert ("has trained on its validation images" in err) == (code == 2)
 
 
 def test_a_split_can_be_drawn_or_demanded(tmp_path, refused):

@@ -112,19 +112,29 @@ def given_split(
     Raises:
         InputError: a class without images on one of the sides.
     """
-    there = [bool(np.any(sides == side)) for side in range(len(SIDES))]
-    scored = 1 if (validation and there[2]) or not there[2] else 2
-    if validation and not (there[1] and there[2]):
-        scored = 0  # nothing is left for it
-    parts = [np.flatnonzero((sides == side) & eligible).astype(np.int32) for side in (0, scored)]
-    for side, part in zip((0, scored), parts, strict=True):
+    scored = scored_side(sides, validation)
+    used = (0,) if scored is None else (0, scored)
+    parts = [np.flatnonzero((sides == side) & eligible).astype(np.int32) for side in used]
+    for side, part in zip(used, parts, strict=True):
         missing = np.setdiff1d(np.arange(len(class_names)), labels[part])
         if len(missing):
             raise InputError(
                 f"class {class_names[missing[0]]!r} has no readable image on the {SIDES[side]} side of the split that "
                 "the folders are; add some, remove the class, or draw a split with data.split=drawn"
             )
-    return parts[0], np.zeros(0, np.int32) if scored == 0 else parts[1]
+    return parts[0], np.zeros(0, np.int32) if scored is None else parts[1]
+
+
+def scored_side(sides: Int[np.ndarray, "images"], validation: bool) -> int | None:
+    """The side of a given split whose images are scored; see `given_split`.
+
+    Returns:
+        A position in `layout.SIDES`; None where validation images have to be drawn from the training images.
+    """
+    brings_validation, brings_test = (bool(np.any(sides == side)) for side in (1, 2))
+    if validation:
+        return 1 if brings_validation and brings_test else None
+    return 2 if brings_test else 1
 
 
 def given_sides(split: str, source: ImageSource) -> Int[np.ndarray, "images"] | None:
