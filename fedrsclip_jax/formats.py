@@ -37,7 +37,8 @@ class Step:
 
 # Step n leads from format n to n + 1.
 STEPS: tuple[Step, ...] = (
-    Step(implied={"data.split_seed": -1}),  # the split followed the run's seed
+    # The split followed the run's seed, and each folder was a class, whatever it was called or held.
+    Step(implied={"data.split_seed": -1, "data.layout": "classes"}),
 )
 FORMAT = len(STEPS)
 

@@ -14,8 +14,8 @@ from fedrsclip_jax.files import PARTIAL, check_can_be_made, make_folder
 # What may change from one start of a run to the next: how far it goes, what is looked at and kept, the machine, and
 # which other runs stand beside it.
 FREE = ("rounds", "seeds", "baselines", "eval.every", "checkpoint.", "spmd.")
-# Where things lie; that they are the same things is told by their digests.
-PLACES = {"backbone": "backbone", "data.source": "data", "data.tfds_dir": "data", "data.merge": "data"}
+# Where things lie and how they are found; that they are the same things is told by their digests.
+PLACES = ("backbone", "data.source", "data.tfds_dir", "data.merge", "data.layout")
 
 STUDY = "study.json"  # what a folder was last started with: its own configuration, with all seeds and baselines
 

@@ -17,6 +17,7 @@ from fedrsclip_jax.checkpoint import Checkpoints
 from fedrsclip_jax.config import Config
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.evidence import Evidence
+from fedrsclip_jax.finished import clients_of, open_run
 from fedrsclip_jax.formats import FORMAT, Step, upgrade
 from fedrsclip_jax.ledger import read_lines
 
@@ -303,6 +304,21 @@ def test_where_the_split_followed_the_seed_it_still_does(first, capfd):
     assert "data.split_seed" in err
     assert "--config.data.split_seed=-1" in err
     assert "allow-changed" not in err
+
+
+def test_where_each_folder_was_a_class_it_still_is(first):
+    """The same images, in parts that are called like the sides of a split, which the first version did not know."""
+    for place in (first / "photographs").iterdir():
+        for part, numbers in (("test", range(4)), ("train", range(4, 8))):
+            (place / part).mkdir()
+            for i in numbers:
+                (place / f"{i}.png").rename(place / part / f"{i}.png")
+    run = open_run(first / "run", [])
+    assert clients_of(run, np.ones(len(run.task.labels), bool)).num_clients == 3
+    own = config.resolve(Config, workdir.own_configuration(first / "run"))
+    now = config.to_dict(config.resolve(Config, {}, [("data.layout", "auto")]))
+    assert own.data.layout == "classes"
+    assert workdir.check_same({"data": {"layout": "classes"}}, now, {}, (), __version__) == [], "digests tell"
 
 
 # What a folder was started with
