@@ -13,9 +13,9 @@ from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.evaluate import Answers, score_pooled, score_zero_shot
 from fedrsclip_jax.evidence import Evidence
 from fedrsclip_jax.export.chosen import Model
-from fedrsclip_jax.finished import FinishedRun
+from fedrsclip_jax.finished import FinishedRun, clients_of
 from fedrsclip_jax.progress import Progress
-from fedrsclip_jax.task import divide, encode_images, images_to_encode
+from fedrsclip_jax.task import encode_images, images_to_encode
 
 MOST_IMAGES = 20_000  # of a data set; more are not read again for a card, which is worth seconds
 
@@ -87,11 +87,10 @@ class Scorer:
             if images_to_encode(config, task):
                 return None
             features = encode_images(config, task, Progress(quiet=True))
-            clients = divide(config, task, features.readable)
-            same = clients.saved_as(self._run.workdir / "partition.npz")
+            clients = clients_of(self._run, features.readable)
         except (InputError, OSError):  # images or partition are others now, or gone: the run's own figures will do
             return None
-        return (features.narrowed(task.clip_config.embed), clients) if same and len(clients.pooled) else None
+        return (features.narrowed(task.clip_config.embed), clients) if len(clients.pooled) else None
 
     @functools.cached_property
     def _zero_shot(self) -> float:
