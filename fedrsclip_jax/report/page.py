@@ -192,7 +192,11 @@ def _made(provenance: dict[str, Any] | None) -> str:
         return ""
     starts = [*provenance["earlier"], provenance]
     rows = [
-        (html.escape(name.replace("_", " ")), *(html.escape(str(start.get(name) or "-")) for start in starts))
+        (
+            html.escape(name.replace("_", " ")),
+            # A command is one long word to a browser.
+            *(f'<span class="long">{html.escape(str(start.get(name) or "-"))}</span>' for start in starts),
+        )
         for name in provenance
         if name not in ("earlier", "after_round")
     ]

@@ -26,6 +26,7 @@ table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabul
 th, td { padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--grid); text-align: right; white-space: nowrap; }
 th:first-child { text-align: left; white-space: normal; min-width: 9rem; font-weight: 600; }
 thead th { color: var(--muted); font-weight: 400; vertical-align: bottom; }
+.long { white-space: normal; overflow-wrap: anywhere; }
 .wrong { display: grid; grid-template-columns: repeat(auto-fill, minmax(7rem, 1fr)); gap: 1rem; padding: 0; margin: 0; }
 .wrong li { list-style: none; font-size: .8rem; line-height: 1.35; } .wrong img { width: 100%; border-radius: .35rem; }
 pre { overflow-x: auto; font-size: .8rem; background: var(--card); padding: 1rem; border-radius: .5rem; }
