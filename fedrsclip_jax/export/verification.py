@@ -132,9 +132,12 @@ def _by_run(
 
     comparisons = {}
     for folder, said in held.items():
-        for name in ("backbone_sha256", "config_sha256"):
-            if said.get(name) != run.summary.get(name):
-                raise InputError(f"--workdir: {folder} was not exported from {workdir}, whose {name} is another")
+        # Not the configuration as a whole, which changes when a run goes on for more rounds.
+        of_run = {"method": run.config.method.name, "seed": run.config.seed}
+        pairs = {name: (said["run"].get(name), value) for name, value in of_run.items()}
+        pairs["backbone_sha256"] = said["backbone_sha256"], run.summary["backbone_sha256"]
+        if others := [name for name, (theirs, ours) in pairs.items() if theirs != ours]:
+            raise InputError(f"--workdir: {folder} was not exported from {workdir}, whose {others[0]} is another")
         count = len(said["files"])
         if not has_torch():
             comparisons[folder] = Verified(count, None, _NO_TORCH)
