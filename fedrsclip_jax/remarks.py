@@ -6,7 +6,7 @@ import numpy as np
 
 from fedrsclip_jax.config import Config
 from fedrsclip_jax.data.layout import SIDES
-from fedrsclip_jax.data.sources import ImageSource, remarks_of
+from fedrsclip_jax.data.sources import ImageSource, of_folders, remarks_of
 from fedrsclip_jax.data.split import given_sides
 from fedrsclip_jax.task import split
 
@@ -42,7 +42,7 @@ def of_zero_shot(config: Config, scores: dict[str, Any]) -> str | None:
     chance = 1 / max(classes, 1)
     if accuracy >= chance + _NEAR_CHANCE * (1 - chance):
         return None
-    where = "classnames.txt in the folder (a line a class: folder = words)" if "folder:" in config.data.source else ""
+    where = "classnames.txt in the folder (a line a class: folder = words)" if of_folders(config.data.source) else ""
     remedy = f"; where the names are not English, write them into {where}" if where else ""
     return (
         f"zero-shot is right on {100 * accuracy:.1f} % of images, near the {100 * chance:.1f} % of chance: look at the "

@@ -56,8 +56,9 @@ def test_a_sentence_a_class_at_most():
     assert said == "CLIP reads 'a river.' (and 1 more templates, averaged), and so on with: port, lake"
 
 
-def test_zero_shot_near_chance_points_to_class_names():
-    folder, drawn = resolved(data__source="folder:x"), resolved()
+@pytest.mark.parametrize("kind", ["folder:", ""])
+def test_zero_shot_near_chance_points_to_class_names(tmp_path, kind):
+    folder, drawn = resolved(data__source=f"{kind}{tmp_path}"), resolved()
 
     def scores(accuracy, classes):
         return {"accuracy": accuracy, "per_class": [0.0] * classes}

@@ -169,6 +169,11 @@ def split_spec(spec: str) -> list[str]:
     return [_with_kind(one) for one in re.split(r",(?=scenes(?:,|$)|folder:|tfds:)", spec)]
 
 
+def of_folders(spec: str) -> bool:
+    """Whether one of the sources is a folder, in which `classnames.txt` can name the classes."""
+    return any(one.startswith("folder:") for one in split_spec(spec))
+
+
 def named_spec(names: str) -> str:
     """`data.source` for names as a person gives them, with commas between: those of TFDS need no `tfds:`."""
     given = [_with_kind(name) for name in names.split(",")]

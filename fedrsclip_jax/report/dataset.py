@@ -17,7 +17,7 @@ from fedrsclip_jax.config import Config
 from fedrsclip_jax.data.clients import SPLITS, Clients
 from fedrsclip_jax.data.joined import Joined
 from fedrsclip_jax.data.published import published
-from fedrsclip_jax.data.sources import ImageSource, remarks_of, split_spec
+from fedrsclip_jax.data.sources import ImageSource, of_folders, remarks_of, split_spec
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.report.terminal import print_table
 
@@ -106,7 +106,7 @@ def describe(config: Config, source: ImageSource, clients: Clients | None, domai
         [*said, *_remarks(config, source)],
         [sentence((*config.backbone_templates, TEMPLATE)[0], name) for name in source.class_names],
         max(len(config.backbone_templates), 1),
-        "folder:" in config.data.source,
+        of_folders(config.data.source),
     )
 
 
