@@ -276,7 +276,7 @@ class Run:
                 ledger.set_apart_of_others()
             if saved and not ledger.starts:  # which versions before 0.2.0 did not write down
                 ledger.starts.append({"after_round": 0, "fedrsclip_jax": saved.record.version})
-            ledger.starts.append({"after_round": ledger.round, **provenance()})
+            ledger.starts.append({"after_round": 0 if self._kept else ledger.round, **provenance()})
         distributed.check_same({"checkpoint": str(ledger.round)})
         with distributed.together():  # nothing is refused any more
             self._checkpoints.go_on_after(ledger.round)

@@ -147,6 +147,7 @@ def test_what_is_saved_is_a_run(federation, images, tiny_folder, tmp_path, refus
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["rounds"], summary["local_steps"]) == (5, federation._ledger.steps)
     assert summary["personalised"]["mean"] == scores["personalised"]["mean"]
+    assert summary["provenance"]["after_round"] == 0, "all its rounds were run here"
     assert cli.main(["evaluate", "--quiet", f"--workdir={folder}"]) == 0
     assert f"{100 * scores['personalised']['mean']:.1f}" in capsys.readouterr().out
     assert cli.main(["report", f"--workdir={folder}", f"--output={tmp_path / 'again.html'}"]) == 0
