@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 _BYE, _ERROR, _DEAD = b"bye\n", b"error\n", b"dead\n"
 _GRACE = 5.0  # seconds that the first has to finish a checkpoint that it is writing
+_PATIENCE = 10.0  # seconds that who connects has to say who it is; a stranger, such as a scan of ports, says nothing
 _NOTICE = 2.0  # seconds within which a death is noticed here, where a collective has failed of it
 
 _checkpoints: Path | None = None
@@ -82,8 +83,10 @@ class _Watch:
         with self._listener:
             while len(self._peers) < self._others:
                 peer, _ = self._listener.accept()
+                peer.settimeout(_PATIENCE)
                 secret, _, who = _line(peer).decode(errors="replace").partition(" ")
                 if secrets.compare_digest(secret.encode(), self._secret.encode()):
+                    peer.settimeout(None)
                     self._peers.append(peer)
                     threading.Thread(target=self._attend, args=(peer, who.strip()), daemon=True).start()
                 else:
