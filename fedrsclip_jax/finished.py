@@ -156,25 +156,35 @@ def restore(run: FinishedRun, checkpoint: str = "last") -> Restored:
 
 
 def clients_of(run: FinishedRun, readable: Bool[np.ndarray, " images"]) -> Clients:
-    """Who owns which image of a run, found anew and compared with what its folder keeps.
+    """Who owns which image of a run: found anew, as its folder keeps it.
+
+    Owners that no seed draws, or that an older version drew otherwise from the same images, are read from the folder.
 
     Raises:
       InputError: the images have changed since the run.
     """
     config, kept = run.config, run.workdir / "partition.npz"
     if config.partition.kind == GIVEN:
-        clients = PartitionedClients.load(kept, unseen=config.partition.held_out > 0)
+        clients = _kept_clients(run, kept)
         if clients.digest() != run.summary.get("partition_sha256"):
             raise InputError(f"{kept} is not what the run has kept; its folder is damaged")
         if fingerprint(run.task.images) != run.summary.get("data_sha256"):
             raise InputError(f"data.source: {config.data.source} has other images than the run had; give the same ones")
         return clients
     clients = divide(config, run.task, readable)
-    if not clients.saved_as(kept):
-        raise InputError(
-            f"{kept} differs from what config.json and {config.data.source} give; the images have changed since the run"
-        )
-    return clients
+    if clients.saved_as(kept):
+        return clients
+    if isinstance(clients, PartitionedClients) and fingerprint(run.task.images) == run.summary.get("data_sha256"):
+        clients = _kept_clients(run, kept)
+        if clients.digest() == run.summary.get("partition_sha256"):
+            return clients
+    raise InputError(
+        f"{kept} differs from what config.json and {config.data.source} give; the images have changed since the run"
+    )
+
+
+def _kept_clients(run: FinishedRun, kept: Path) -> PartitionedClients:
+    return PartitionedClients.load(kept, unseen=run.config.partition.held_out > 0)
 
 
 class NoImages:

@@ -60,6 +60,11 @@ def rescore(
     with distributed.together():
         clients = clients_of(run, features.readable)
         if scored != config:
+            if divide(config, task, features.readable).digest() != clients.digest():
+                raise InputError(
+                    f"--split={split}: the version that trained the run in {workdir} divided these images otherwise, "
+                    "and may have trained on some of those; leave --split out"
+                )
             _, tests = divided(scored, task.source, features.readable)
             clients = divide(config, task, features.readable, tests)
     federation = Federation(scored, task, features, clients, run.initial_prompts)

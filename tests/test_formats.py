@@ -1,6 +1,7 @@
 """Format numbers, and folders of earlier versions: read, resumed, evaluated, exported and reported on."""
 
 import csv
+import dataclasses
 import importlib.metadata
 import json
 import platform
@@ -20,6 +21,7 @@ from fedrsclip_jax.evidence import Evidence
 from fedrsclip_jax.finished import clients_of, open_run
 from fedrsclip_jax.formats import FORMAT, Step, upgrade
 from fedrsclip_jax.ledger import read_lines
+from fedrsclip_jax.task import divide
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SEED_1 = Path("run") / "compared" / "fedrsclip-seed1"
@@ -319,6 +321,24 @@ def test_where_each_folder_was_a_class_it_still_is(first):
     now = config.to_dict(config.resolve(Config, {}, [("data.layout", "auto")]))
     assert own.data.layout == "classes"
     assert workdir.check_same({"data": {"layout": "classes"}}, now, {}, (), __version__) == [], "digests tell"
+
+
+@pytest.mark.long
+def test_images_that_a_version_dealt_out_otherwise_keep_their_owners(first, capfd):
+    """As a split by sensors was before it was even in each; which images are new to a run is then not known."""
+    run = first / "run"
+    settings, summary = (json.loads((run / name).read_text()) for name in ("config.json", "summary.json"))
+    settings["eval"]["split"] = "validation"
+    (run / "config.json").write_text(json.dumps(settings))
+    opened = open_run(run, [])
+    readable = np.ones(len(opened.task.labels), bool)
+    dealt = divide(dataclasses.replace(opened.config, seed=9), opened.task, readable)
+    dealt.save(run / "partition.npz")
+    (run / "summary.json").write_text(json.dumps(summary | {"partition_sha256": dealt.digest()}))
+    assert clients_of(open_run(run, []), readable).digest() == dealt.digest()
+    assert "divided these images otherwise" in said(capfd, "evaluate", "--workdir=run", "--split=test")
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert "have changed since the run" in said(capfd, "evaluate", "--workdir=run")
 
 
 # What a folder was started with
