@@ -13,7 +13,7 @@ import numpy as np
 
 from fedrsclip_jax import config as configuration
 from fedrsclip_jax.clip.templates import read_templates
-from fedrsclip_jax.config import GIVEN, Config, DataConfig, MethodConfig, PartitionConfig
+from fedrsclip_jax.config import FOLLOWS, GIVEN, Config, DataConfig, MethodConfig, PartitionConfig
 from fedrsclip_jax.data import given
 from fedrsclip_jax.data.clients import Clients, PartitionedClients
 from fedrsclip_jax.data.sources import ImageSource, Subset, sides_of, split_spec
@@ -222,6 +222,8 @@ def make_clients(
         drawn = [key for key in keys if key not in _OF_SPLIT] + ["kind"] * (kind is not None)
         if drawn:
             raise InputError(f"{drawn[0]}: the owners are given; leave it out")
+        if seed and (sides is not None or config.data.split_seed != FOLLOWS):
+            raise InputError(f"seed = {seed}: the owners are given, and nothing is drawn with it; leave it out")
         partition = given.owned(images, owner, *(sides or drawn_split(config, images)))
         clients = PartitionedClients(partition)
     else:

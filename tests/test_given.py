@@ -74,6 +74,8 @@ def test_what_cannot_be_meant(images, refused):
         frs.make_clients(images, test=[0], owner=[None, "a", "a", "a", "a", "a"])
     with refused("clients: the owners are given"):
         frs.make_clients(images, owner=[0, 1] * 3, clients=2)
+    with refused("seed = 3: the owners are given, and nothing is drawn"):
+        frs.make_clients(images, owner=[0, 1] * 3, seed=3)
     with refused("test_fraction: the split is given"):
         frs.make_clients(images, test=[0], test_fraction=0.5)
     with refused("split: the split is given"):
