@@ -63,13 +63,13 @@ def own_configuration(workdir: Path) -> dict[str, Any] | None:
     Raises:
       InputError: it is a sweep, or its records cannot be read.
     """
-    if not (workdir / "config.json").is_file():
-        return None
-    first = formats.read(workdir / "config.json")
-    if "sweep" in first:
+    first = formats.read(workdir / "config.json") if (workdir / "config.json").is_file() else None
+    if first is not None and "sweep" in first:
         raise InputError(f"--workdir: {workdir} holds a sweep; go on with it by fedrsclip sweep and its --config")
-    if (workdir / STUDY).is_file():
+    if (workdir / STUDY).is_file():  # alone where a start was killed while it encoded
         return formats.read(workdir / STUDY, "config")["config"]
+    if first is None:
+        return None
     if (workdir / "comparison.json").is_file():  # of a version that kept no study
         whole = formats.read(workdir / "comparison.json", "config")["config"]
         first |= {key: whole[key] for key in ("seeds", "baselines")}

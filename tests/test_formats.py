@@ -360,6 +360,7 @@ def test_a_folder_knows_what_it_was_started_with(first, refused):
 
 def test_what_a_start_was_asked_for_is_forgotten_where_nothing_was_saved(tmp_path):
     with workdir.claim(tmp_path / "run"):
-        formats.write(tmp_path / "run" / workdir.STUDY, {"config": {}})
-        workdir.check(tmp_path / "run")  # as after a kill: it is no obstacle
+        formats.write(tmp_path / "run" / workdir.STUDY, {"config": {"rounds": 7}})
+        workdir.check(tmp_path / "run")  # as after a kill: it is no obstacle, and says how to go on
+        assert (workdir.own_configuration(tmp_path / "run") or {})["rounds"] == 7
     assert not (tmp_path / "run").exists()
