@@ -9,7 +9,7 @@ from fedrsclip_jax import cli, compilation
 from fedrsclip_jax.evaluate import calibration_error
 from fedrsclip_jax.evidence import Evidence
 from fedrsclip_jax.export import linear
-from fedrsclip_jax.export.card import model_card, place_name
+from fedrsclip_jax.export.card import model_card
 from fedrsclip_jax.export.chosen import choose
 from fedrsclip_jax.export.figures import Figures, Scorer, remembered, warning
 from fedrsclip_jax.finished import open_run, restore

@@ -157,7 +157,7 @@ def _write(path: Path, text: str) -> None:
     path.chmod(0o644)
 
 
-def wait_for(for_what: Callable[[], bool], name: str, seconds: float = 60) -> None:
+def wait_for(for_what: Callable[[], bool], name: str, seconds: float = 300) -> None:
     """Waits until something is so; TimeoutError where it is not in time."""
     end = time.monotonic() + seconds
     while not for_what():

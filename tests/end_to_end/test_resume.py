@@ -520,7 +520,7 @@ def test_a_signal_saves_the_run_and_says_how_to_go_on(tiny_folder, tmp_path, fea
             assert time.monotonic() < end
             time.sleep(0.05)
         run.send_signal(number)
-        _, err = run.communicate(timeout=60)
+        _, err = run.communicate(timeout=300)
     assert run.returncode == code, err
     line = err.splitlines()[-1]
     saved = int(line.partition("saved after round ")[2].split()[0])
