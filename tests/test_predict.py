@@ -377,6 +377,7 @@ def test_bands_are_taken_by_their_names_or_the_order_is_said(predict, here, kind
 
 def test_red_edge_is_not_red():
     assert by_names(["B02 (blue)", "B03 - Green", "B04 red", "B05 red edge"]) == (3, 2, 1)
+    assert by_names(["near infra red", "red", "green", "blue", "short-wave infra-red"]) == (2, 3, 4)
     assert by_names(["B", "G", "R"]) == (3, 2, 1)
     assert by_names(["red", "red", "green", "blue"]) is None
     assert by_names([None, "green", "blue"]) is None

@@ -158,6 +158,18 @@ def test_every_kind_of_picture_becomes_rgb(tmp_path):
     assert np.ptp(images["flat.tif"]) == 0
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_tiff_that_is_too_large_needs_no_other_reader(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    file = io.BytesIO()
+    Image.new("1", (10_001, 10_000)).save(file, "TIFF", compression="group4")
+    with pytest.raises(ValueError, match=r"10,001 x 10,000 pixels are more than 100,000,000; cut it into tiles$"):
+        decode(file.getvalue())
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)  # of which Pillow refuses the double
+    with pytest.raises(ValueError, match=r"100010000 pixels.* cut it into tiles$"):
+        decode(file.getvalue())
+
+
 def test_unreadable_images_are_named(tmp_path):
     root = write(tmp_path, A=4, B=2)
     whole = encoded(30, "jpeg")

@@ -60,7 +60,8 @@ def by_names(names: Sequence[str | None]) -> tuple[int, ...] | None:
 
 def _is_called(name: str | None, colour: str) -> bool:
     words = re.findall(r"[a-z]+", (name or "").lower())
-    return words == [colour[0]] or (colour in words and "edge" not in words)  # red edge is another band
+    # Red edge and infra-red are other bands.
+    return words == [colour[0]] or (colour in words and not {"edge", "infra"} & set(words))
 
 
 def names_in_tiff(tags: Any, samples: int) -> list[str | None]:

@@ -13,6 +13,10 @@ MOST_PIXELS = 100_000_000  # of a picture: eight are decoded at a time
 SKIP_HINT = "repair or remove it, or skip such images with --config.data.skip_unreadable=True"
 
 
+class TooLarge(ValueError):
+    """A picture of more than `MOST_PIXELS`; another reader would refuse it, too."""
+
+
 def decode(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
     """Decodes an image file to RGB.
 
@@ -26,6 +30,8 @@ def decode(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
     """
     try:
         return _decode(data)
+    except TooLarge:
+        raise
     except ValueError as error:
         if not bands.is_raster(data):
             raise
@@ -42,7 +48,7 @@ def _decode(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
     try:
         with Image.open(io.BytesIO(data)) as picture:
             if picture.width * picture.height > MOST_PIXELS:
-                raise ValueError(
+                raise TooLarge(
                     f"{picture.width:,} x {picture.height:,} pixels are more than {MOST_PIXELS:,}; cut it into tiles"
                 )
             picture.load()
@@ -55,8 +61,10 @@ def _decode(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
                 if (order := bands.by_names(names)) is not None:
                     return np.ascontiguousarray(np.asarray(picture)[..., [number - 1 for number in order]])
             return np.array(picture.convert("RGB"))
-    except MemoryError:
+    except (MemoryError, TooLarge):
         raise
+    except Image.DecompressionBombError as error:  # so many that Pillow opens no such file
+        raise TooLarge(f"{error}; cut it into tiles") from error
     except UnidentifiedImageError as error:  # its own message holds an address in memory
         raise ValueError("not an image of a known format") from error
     except Exception as error:  # Pillow raises anything from SyntaxError to struct.error on damaged files.
