@@ -211,7 +211,8 @@ def test_safetensors_say_what_they_are(tiny_folder, tmp_path):
     from safetensors import safe_open
 
     workdir = finished(tmp_path / "run", tiny_folder, ACCENTS)
-    with safe_open(exported(workdir, "safetensors", client=2) / "prompts.safetensors", framework="np") as file:
+    output = exported(workdir, "safetensors", client=2)
+    with safe_open(output / "prompts.safetensors", framework="np") as file:
         metadata = file.metadata()
         assert {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()} == {  # noqa: SIM118
             "shared": (4, 32),
@@ -221,6 +222,9 @@ def test_safetensors_say_what_they_are(tiny_folder, tmp_path):
     assert metadata["client"] == "2"
     assert metadata["round"] == str(ROUNDS)
     assert metadata["combine"] == "logits"
+    assert metadata["backbone"] == tiny_folder.name, "no path of this machine"
+    said = json.loads((output / "certificate.json").read_text())["run"]
+    assert (said["backbone"], said["dataset"]) == (tiny_folder.name, "folder:photos")
     assert len(metadata["backbone_sha256"]) == len(metadata["config_sha256"]) == 64
 
 

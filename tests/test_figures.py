@@ -12,6 +12,7 @@ from fedrsclip_jax.export import linear
 from fedrsclip_jax.export.card import model_card
 from fedrsclip_jax.export.chosen import choose
 from fedrsclip_jax.export.figures import Figures, Scorer, remembered, warning
+from fedrsclip_jax.export.places import place_name, source_name
 from fedrsclip_jax.finished import open_run, restore
 from fedrsclip_jax.progress import Progress
 from fedrsclip_jax.task import divide, encode_images
@@ -164,3 +165,5 @@ def test_places_go_by_the_name_that_others_know(tmp_path):
     assert place_name(str(tmp_path / "my_clip")) == "my_clip"
     assert place_name("openai/clip-vit-base-patch16") == "openai/clip-vit-base-patch16"
     assert place_name("tiny") == "tiny"
+    spec = f"folder:{tmp_path}/a,scenes,tfds:eurosat,folder:b/c/"
+    assert source_name(spec) == "folder:a,scenes,tfds:eurosat,folder:c"

@@ -10,6 +10,7 @@ from fedrsclip_jax.export.certificate import versions
 from fedrsclip_jax.export.chosen import Model
 from fedrsclip_jax.export.figures import Figures, few_classes
 from fedrsclip_jax.export.linear import LinearHead
+from fedrsclip_jax.export.places import place_name
 
 FEW_IMAGES = 30  # below, one image is more than three percentage points
 
@@ -95,12 +96,6 @@ tags: [clip, prompt-learning, federated-learning, remote-sensing]
 
 {", ".join(names)}
 """
-
-
-def place_name(place: str) -> str:
-    """A backbone or folder as others know it: of a path on this machine, its last part."""
-    path = Path(place).expanduser()
-    return path.resolve().name if path.is_dir() or path.is_absolute() else place
 
 
 def _dataset(spec: str) -> str:

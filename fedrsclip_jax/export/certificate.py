@@ -13,6 +13,7 @@ from jaxtyping import Float
 from fedrsclip_jax.errors import CheckError
 from fedrsclip_jax.export.chosen import Model
 from fedrsclip_jax.export.pictures import Pictures
+from fedrsclip_jax.export.places import place_name, source_name
 from fedrsclip_jax.finished import FinishedRun
 
 FILE = "certificate.json"
@@ -86,8 +87,8 @@ def certify(
         "classes": len(run.task.source.class_names),
         "run": {
             "method": run.config.method.name,
-            "dataset": run.config.data.source,
-            "backbone": run.config.backbone,
+            "dataset": source_name(run.config.data.source),
+            "backbone": place_name(run.config.backbone),
             "seed": run.config.seed,
             **({} if model is None else {"round": model.round, "client": model.client, "took_part": model.drawn}),
         },

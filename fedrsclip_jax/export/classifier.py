@@ -13,7 +13,7 @@ from fedrsclip_jax.clip.huggingface import save_image_tower
 from fedrsclip_jax.clip.preprocess import SETTINGS, SHORT_SIDE
 from fedrsclip_jax.errors import CheckError
 from fedrsclip_jax.export import linear
-from fedrsclip_jax.export.card import model_card, place_name
+from fedrsclip_jax.export.card import model_card
 from fedrsclip_jax.export.chosen import Model
 from fedrsclip_jax.export.figures import Figures
 from fedrsclip_jax.files import write_json, write_text

@@ -26,6 +26,7 @@ from safetensors.numpy import save_file
 from fedrsclip_jax.clip import tokenizer
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.export.chosen import Model
+from fedrsclip_jax.export.places import place_name
 from fedrsclip_jax.export.sequences import sequences
 from fedrsclip_jax.files import write_text
 from fedrsclip_jax.methods import find_method
@@ -152,7 +153,7 @@ def write_safetensors(model: Model, folder: Path) -> None:
         "combine": model.combine,
         "class_position": settings.class_position,
         "class_names": json.dumps(model.run.task.source.class_names, ensure_ascii=False),
-        "backbone": model.run.config.backbone,
+        "backbone": place_name(model.run.config.backbone),
         "backbone_sha256": model.run.summary["backbone_sha256"],
         "config_sha256": model.run.summary["config_sha256"],
         "round": str(model.round),
