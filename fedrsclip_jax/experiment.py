@@ -17,6 +17,7 @@ from fedrsclip_jax.data.sources import fingerprint
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.evaluate import score_zero_shot
 from fedrsclip_jax.events import Events
+from fedrsclip_jax.evidence import FILE as EVIDENCE
 from fedrsclip_jax.evidence import gather
 from fedrsclip_jax.federated.aggregate import ServerPlan
 from fedrsclip_jax.federated.aggregate import check as check_aggregator
@@ -28,6 +29,7 @@ from fedrsclip_jax.interrupt import Interrupt
 from fedrsclip_jax.ledger import METRICS, TRAINING, Ledger, read_lines
 from fedrsclip_jax.methods import find_method
 from fedrsclip_jax.methods.base import head_of, needs_patches
+from fedrsclip_jax.predictions import FILE as PREDICTIONS
 from fedrsclip_jax.predictions import write_predictions
 from fedrsclip_jax.progress import Progress
 from fedrsclip_jax.prompts import KEPT, Prompts, imported, keep
@@ -272,6 +274,8 @@ class Run:
             ledger = self.ledger = self._kept or _opened(saved, config, self.identity, folder, self._allowed)
             if saved:
                 federation.restore(saved.server(federation.server), saved.population)
+            if saved and not ledger.starts:  # a version before 0.2.0, which kept clients that never answered
+                federation.population.forget_untrained()
             if federation.participants is not None:
                 ledger.set_apart_of_others()
             if saved and not ledger.starts:  # which versions before 0.2.0 did not write down
@@ -440,7 +444,8 @@ def _write_start(
     keep(prompts, folder)
     if distributed.first():
         federation.clients.save(folder / "partition.npz")
-        (folder / "summary.json").unlink(missing_ok=True)  # of fewer rounds
+        for name in ("summary.json", PREDICTIONS, EVIDENCE):  # of fewer rounds
+            (folder / name).unlink(missing_ok=True)
     ledger.write_lines(folder)
 
 

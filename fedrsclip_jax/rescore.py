@@ -69,6 +69,7 @@ def rescore(
             clients = divide(config, task, features.readable, tests)
     federation = Federation(scored, task, features, clients, run.initial_prompts)
     federation.restore(saved.server(federation.server), saved.population)
+    federation.population.forget_untrained()
     if "scored" not in run.summary and (ids := run.summary["personalised"].get("clients")):
         federation.scored = np.asarray(ids)  # older versions scored other virtual clients
     own = federation.score(complete=False)

@@ -84,7 +84,18 @@ def test_lines_of_an_older_version_stay_and_are_not_compared_with_later_ones(tra
     with monkeypatch.context() as patch:
         patch.setattr(experiment, "brief", brief)
         before = train("run", 1, *flags, "--config.eval.split=validation")
-    after = train("run", 2, *flags, "--config.eval.split=validation")
+    kept, left = ("summary.json", "predictions.csv", "evidence.npz"), []
+    score = experiment.score_zero_shot
+
+    def at_the_start(*given):
+        left.extend(name for name in kept if (here / "run" / name).exists())
+        return score(*given)
+
+    assert all((here / "run" / name).exists() for name in kept)
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "score_zero_shot", at_the_start)
+        after = train("run", 2, *flags, "--config.eval.split=validation")
+    assert left == [], "what is of fewer rounds goes"
     assert after[:1] == before
     assert [("scored" in json.loads(line)) for line in after] == [False, True]
     summary = json.loads((here / "run" / "summary.json").read_text())

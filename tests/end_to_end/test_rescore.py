@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from fedrsclip_jax import cli
+from fedrsclip_jax.checkpoint import Checkpoints
 from fedrsclip_jax.config import EvalConfig
 from fedrsclip_jax.data.partition import Partition
 from fedrsclip_jax.export.chosen import logits_of
 from fedrsclip_jax.finished import open_run, restore
 from fedrsclip_jax.progress import Progress
 from fedrsclip_jax.rescore import rescore
-from fedrsclip_jax.task import encode_images, split
+from fedrsclip_jax.task import divide, encode_images, split
 from tests import runs
 from tests.conftest import REPOSITORY
 from tests.end_to_end.conftest import SMALL
@@ -85,3 +86,18 @@ def test_refused(refused, here, tiny_folder, flags, of_run, words):
     runs.finished(here / "run", tiny_folder, **of_run)
     said = refused("evaluate", "--quiet", "--workdir=run", *flags)
     assert all(word in said for word in words), said
+
+
+def test_clients_that_never_answered_are_not_scored(tiny_folder, tmp_path):
+    """Checkpoints of older versions hold them."""
+    flags = {"partition.kind": "virtual", "partition.examples_per_client": 3, "cohort": 2, "eval.clients": 3}
+    told = []
+    for name, silent in (("all", ()), ("silent", (1,))):
+        workdir = runs.finished(tmp_path / name, tiny_folder, silent=silent, **flags)
+        run = open_run(workdir, [])
+        divide(run.config, run.task).save(workdir / "partition.npz")
+        with Checkpoints(workdir) as checkpoints:
+            told.append(len(checkpoints.restore().population["ids"]))
+        told.append(rescore(workdir, [], Progress(quiet=True))["participants"])
+    assert told[::2] == [2, 3]
+    assert told[1] == told[3]
