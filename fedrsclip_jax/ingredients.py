@@ -189,13 +189,14 @@ def make_clients(
     Args:
       images: of `load_images`; all have to be readable.
       kind: `iid`, `dirichlet` (the default), `classes` or `domain`.
-      seed: of the partition.
+      seed: of the partition, and with `split_seed=-1` of the split; not for given owners, unless of such a split.
       split: images that are scored: `test`, or `validation`, a part of the training images, to choose settings on.
       train, test: a split of one's own instead of a drawn one: positions in `images`, paths, or a mask; of one alone,
         the other is all the rest.
       owner: owners of one's own instead of drawn ones: a name or number an image, in the order of `images`, or a dict
         by position or path. Clients are numbered in the order of the names; None is nobody.
-      keys: of the group `partition`, such as `clients=10, alpha=0.1`, and `test_fraction` and `split_seed`.
+      keys: of the group `partition`, such as `clients=10, alpha=0.1`, and, where a split is
+        drawn, `test_fraction` and `split_seed`: not for folders that are a split.
 
     Raises:
       InputError: settings that the images do not allow, or that say nothing of such clients.

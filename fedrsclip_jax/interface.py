@@ -17,8 +17,8 @@ from jaxtyping import UInt8
 from fedrsclip_jax import compilation, experiment, workdir
 from fedrsclip_jax import federation as engine
 from fedrsclip_jax.clip.templates import TEMPLATE
-from fedrsclip_jax.config import Config, DataConfig
-from fedrsclip_jax.data.clients import SPLITS, Clients
+from fedrsclip_jax.config import GIVEN, Config, DataConfig
+from fedrsclip_jax.data.clients import SPLITS, Clients, PartitionedClients
 from fedrsclip_jax.data.decoding import decode
 from fedrsclip_jax.data.sources import ImageSource
 from fedrsclip_jax.errors import InputError
@@ -265,9 +265,15 @@ class Federation:
           The folder.
 
         Raises:
-          InputError: no round was run, or the folder holds something, or cannot be written.
+          InputError: no round was run, clients or images are of a kind that a folder cannot keep, or the folder holds
+            something, or cannot be written.
         """
         folder = Path(folder).expanduser()
+        if self.config.partition.kind == GIVEN and not isinstance(self.clients, PartitionedClients):
+            raise InputError(
+                f"save: a run's folder cannot keep given {type(self.clients).__name__}; use frs.make_clients, or "
+                "Federation.of(config), which draws them itself"
+            )
         if not self.history:
             raise InputError("save: no round was run yet; call run(rounds) first")
         if self.config.data.source == _OWN:

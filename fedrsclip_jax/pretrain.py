@@ -29,7 +29,7 @@ from fedrsclip_jax.clip.transformer import TowerConfig
 from fedrsclip_jax.config import PretrainConfig, digest, to_dict
 from fedrsclip_jax.data import looks, scenes
 from fedrsclip_jax.data.sources import Subset, sides_of
-from fedrsclip_jax.data.split import stratified_split
+from fedrsclip_jax.data.split import given_sides, stratified_split
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.files import check_new
 from fedrsclip_jax.progress import Progress
@@ -175,6 +175,8 @@ def fit_tokenizer(captions: Sequence[str], model: Any) -> Any:
 def _gather(config: PretrainConfig, progress: Progress) -> tuple[Pictures, list[str]]:
     """All pictures in memory, and their digests."""
     side = round(config.data.image_size * CROP_MARGIN)
+    if config.data.split == "folder":
+        given_sides(config.data.split, load_source(config.data))  # refuses images without a split, as `train` does
     if config.data.source == "scenes":
         count = config.data.scenes.count
         labels = np.arange(count, dtype=np.int32) % len(scenes.CLASSES)

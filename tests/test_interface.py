@@ -15,6 +15,7 @@ from PIL import Image
 import fedrsclip_jax as frs
 from fedrsclip_jax import cli
 from fedrsclip_jax.data.scenes import CLASSES
+from fedrsclip_jax.data.virtual import virtual_clients
 from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.newest
@@ -313,6 +314,10 @@ def test_bad_input_is_one_line(refused, backbone, images, clients, federation, t
             federation.run(rounds)
     with refused("pictures: 'a.png' is one path"):
         federation.predict("a.png")
+    half = np.arange(32, dtype=np.int32)
+    drawn = virtual_clients(images.source.labels, half, half + 32, clients=4, alpha=1.0, examples_per_client=4, seed=0)
+    with refused("save: a run's folder cannot keep given VirtualClients", "Federation.of(config)"):
+        frs.Federation(frs.make_method(), backbone, images, drawn, cohort=2, **STEPS).save(tmp_path / "run")
     with refused("save: no round was run yet"):
         frs.Federation(frs.make_method(), backbone, images, clients, **STEPS).save(tmp_path / "run")
     assert not (tmp_path / "run").exists()

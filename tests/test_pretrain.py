@@ -293,6 +293,16 @@ def test_the_halves_of_pretraining_and_federation_share_no_image(photos, monkeyp
     assert len(digests) + len(other) == 28
 
 
+@pytest.mark.parametrize("scenes_alone", [True, False])
+def test_a_split_of_folders_that_is_none_is_refused(photos, refused, scenes_alone):
+    from fedrsclip_jax import pretrain
+
+    source = "scenes" if scenes_alone else f"folder:{photos}"
+    config = resolve(PretrainConfig, SMALL, [("data.source", source), ("data.split", "folder")])
+    with refused("data.split=folder: the images bring no split"):
+        pretrain._gather(config, QUIET)
+
+
 def test_pictures_are_the_middle_of_the_photographs(photos):
     from fedrsclip_jax import pretrain
 
