@@ -16,6 +16,7 @@ from fedrsclip_jax.export import linear
 from fedrsclip_jax.export.card import model_card
 from fedrsclip_jax.export.chosen import Model
 from fedrsclip_jax.export.figures import Figures
+from fedrsclip_jax.export.places import place_name
 from fedrsclip_jax.files import write_json, write_text
 from fedrsclip_jax.methods.base import head_of
 
