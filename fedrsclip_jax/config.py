@@ -495,10 +495,10 @@ def _typed(name: str, value: Any, kind: type, f: dataclasses.Field) -> Any:
         if kind in (int, float) and (several := _several(value)):
             more = (
                 f"--config.seeds={len(several)}"
-                if name == "seed"
+                if name in ("seed", "seeds")
                 else f"--config.sweep.grid.{name}={','.join(several)}"
             )
-            verb = "train" if name == "seed" else "sweep"
+            verb = "train" if name in ("seed", "seeds") else "sweep"
             raise InputError(
                 f"config key {name!r} = {value!r} is a list, and a run takes one value; for a run each, use fedrsclip "
                 f"{verb} with {more}"

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
 from fedrsclip_jax import compilation, experiment, workdir
 from fedrsclip_jax import federation as engine
@@ -48,7 +49,7 @@ from fedrsclip_jax.task import Pretrained, divide_images, encode_images, load_pr
 
 _CHECKED = 4096  # clients whose images are looked at together
 _OWN = "(images of one's own)"  # data.source of images that `load_images` did not find
-Picture = str | Path | UInt8[np.ndarray, "height width 3"]
+Picture = str | Path | Image.Image | UInt8[np.ndarray, "height width 3"]
 
 
 class Round(NamedTuple):
@@ -296,7 +297,7 @@ class Federation:
         return folder
 
     def predict(self, pictures: Sequence[Picture], client: int | None = None) -> list[Guess]:
-        """Class and probabilities of pictures: paths, or RGB arrays of any size.
+        """Class and probabilities of pictures: paths, Pillow's images, or RGB arrays of any size.
 
         Args:
           client: whose model; None is the federation's, the shared variables alone.
@@ -315,6 +316,8 @@ class Federation:
 
 
 def _opened(picture: Picture) -> np.ndarray:
+    if isinstance(picture, Image.Image):
+        return np.asarray(picture.convert("RGB"))
     if not isinstance(picture, (str, Path)):
         return picture
     try:

@@ -231,6 +231,7 @@ def test_groups_and_values_are_not_each_other():
         ),
         ("rounds", "(5, 10)", ("is a list", "fedrsclip sweep", "--config.sweep.grid.rounds=5,10")),
         ("seed", "0,1,2", ("is a list", "fedrsclip train with --config.seeds=3")),
+        ("seeds", "0,1,2", ("is a list", "fedrsclip train with --config.seeds=3")),
         ("cohort", "-0.5", ("-0.5 is not a whole number",)),
         ("cohort", "1.5", ("1.5 is not a whole number",)),
         ("baselines", "(1, 2)", ("holds 1", "names")),

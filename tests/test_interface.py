@@ -116,6 +116,7 @@ def test_predictions_are_those_that_are_scored(federation, images, clients, tmp_
     path = tmp_path / "a.png"
     assert federation.predict([path, str(path)]) == federation.predict([images.image(0)] * 2)
     assert federation.predict([]) == []
+    assert federation.predict([Image.fromarray(images.image(0))]) == federation.predict([images.image(0)])
 
 
 def test_rounds_come_as_they_end(federation, backbone, images, clients):

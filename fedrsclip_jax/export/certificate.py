@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from fedrsclip_jax import __version__
 from fedrsclip_jax.errors import CheckError
 from fedrsclip_jax.export.chosen import Model
 from fedrsclip_jax.export.pictures import Pictures
@@ -111,8 +112,9 @@ def digest_of(path: Path) -> str:
 
 def versions() -> dict[str, str]:
     """Of Python and of the libraries that take part, as far as they are installed."""
-    found = {"python": platform.python_version()}
-    for library in ("fedrsclip_jax", *_LIBRARIES):
+    # Our own is that of the code that runs: what is installed in place keeps the number of the day it was installed.
+    found = {"python": platform.python_version(), "fedrsclip_jax": __version__}
+    for library in _LIBRARIES:
         try:
             found[library] = importlib.metadata.version(library)
         except importlib.metadata.PackageNotFoundError:
