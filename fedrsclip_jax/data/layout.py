@@ -4,10 +4,11 @@ Recognised are `CLASS/`, `SIDE/CLASS/` (sides are train, val or valid, test), `C
 `SIDE/DOMAIN/CLASS/` and `DOMAIN/SIDE/CLASS/`. A folder of a split never becomes a class.
 """
 
+import errno
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -95,8 +96,18 @@ def read_layout(root: Path, layout: str = "auto") -> Layout:
 def folders_in(folder: Path) -> list[Path]:
     """Folders directly in a folder, in natural order; hidden ones are ignored."""
     with os.scandir(folder) as entries:
-        found = [Path(entry.path) for entry in entries if not hidden(entry.name) and entry.is_dir()]
+        found = [Path(entry.path) for entry in entries if not hidden(entry.name) and leads_to(entry.is_dir)]
     return sorted(found, key=natural)
+
+
+def leads_to(kind: Callable[[], bool]) -> bool:
+    """What `kind` says of a directory's entry; False where it is a link in a circle, as `pathlib` has it."""
+    try:
+        return kind()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+        raise
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -143,7 +154,9 @@ def _side(folder: Path) -> int | None:
 def _holds_images(folder: Path) -> bool:
     """Directly in it."""
     with os.scandir(folder) as entries:
-        return any(not hidden(entry.name) and is_image(Path(entry.name)) and entry.is_file() for entry in entries)
+        return any(
+            not hidden(entry.name) and is_image(Path(entry.name)) and leads_to(entry.is_file) for entry in entries
+        )
 
 
 def _split(root: Path, folders: Sequence[Path]) -> dict[int, Path]:

@@ -60,7 +60,7 @@ def start(module: list[str], workdir: Path, cache: Path, xla: Path) -> int:
 def left(workdir: Path) -> dict[str, object]:
     """All of a finished run that has to be the same."""
     summary = json.loads((workdir / "summary.json").read_text())
-    for of_the_clock in ("seconds", "client_steps_per_second"):
+    for of_the_clock in ("seconds", "client_steps_per_second", "provenance"):
         del summary[of_the_clock]
     best = sorted(path.name for path in (workdir / "best").iterdir())
     return {"lines": (workdir / "metrics.jsonl").read_bytes(), "best": best, **summary}
