@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedrsclip_jax import cli
+from fedrsclip_jax import cli, experiment
 from fedrsclip_jax import sweep as sweeps
 from fedrsclip_jax.config import Config, resolve
 from fedrsclip_jax.errors import InputError
@@ -145,7 +145,13 @@ def test_groups_directions_and_a_run_that_diverges(command, tmp_path):
 def test_a_sweep_goes_on_where_it_was_stopped(command, tmp_path, monkeypatch):
     flags = (WEIGHTS, SEEDS, "--config.checkpoint.every=1", "--config.eval.every=1", "--config.rounds=4")
     with monkeypatch.context() as patch:
-        patch.setattr(Interrupt, "exit_code", property(lambda self: 143))
+        entered = experiment.Run.enter
+
+        def enter_and_stop(run, dispatch):
+            entered(run, dispatch)
+            patch.setattr(Interrupt, "exit_code", property(lambda self: 143))
+
+        patch.setattr(experiment.Run, "enter", enter_and_stop)
         code, err = command("sweep", "parts", *flags)
     assert code == 143
     assert "4 runs of fedrsclip: saved after round" in err
