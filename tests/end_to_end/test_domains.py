@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedrsclip_jax import cli
+from fedrsclip_jax import cli, formats
 from fedrsclip_jax import config as configuration
 from fedrsclip_jax.data.joined import SHIPPED_MERGE
 from fedrsclip_jax.data.partition import Partition
@@ -57,7 +57,7 @@ def test_each_client_has_images_of_one_source(here, federation, capsys):
     assert "highway" not in summary["class_names"]
     assert '<th>2</th><td data-column="source">south</td>' in (here / "out" / "report.html").read_text()
 
-    written = json.loads((here / "out" / "config.json").read_text())
+    written = formats.read(here / "out" / "config.json")
     source = load_source(configuration.resolve(configuration.Config, written).data)
     assert summary["data_sha256"] == fingerprint(source)
     partition = Partition.load(here / "out" / "partition.npz")
