@@ -150,8 +150,9 @@ def compare(
                 progress.say(f"{name}, seed {alone.seed}: {error}")
             else:
                 finished.append(summary)
-                with distributed.together():
-                    write_report(own)
+                if len(planned.runs) > 1:  # or the only page is written below
+                    with distributed.together():
+                        write_report(own)
             encode_seconds = 0.0  # it was spent once
         if not any(summaries.values()):
             raise _not_converged(diverged, len(planned.runs))

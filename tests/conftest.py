@@ -1,9 +1,20 @@
 """What all tests share: eight virtual devices, strict arithmetic, shapes checked at run time, a tiny CLIP."""
 
 import os
+import sys
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
+# The tests compile some five thousand programs and run most of them for an instant, so that compiling takes three times
+# as long as everything else. They are compiled with few optimisations, those of processes that are started here too,
+# except for --nightly, or where FEDRSCLIP_TESTS_OPTIMISED says so.
+if "--nightly" in sys.argv:
+    os.environ["FEDRSCLIP_TESTS_OPTIMISED"] = "1"
+if not os.environ.get("FEDRSCLIP_TESTS_OPTIMISED"):
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    if version("jaxlib").startswith("0.10."):  # newer ones have no such flag, and end at a flag that they do not know
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -36,6 +47,11 @@ TINY_CAPTIONS = (
     "a hazy aerial image of a harbor with boats.",
     "a bright satellite image of a baseball diamond.",
 )
+
+
+def xla_flags(devices: int) -> str:
+    """`XLA_FLAGS` of a process that is started here, with some devices; of two equal flags the last one counts."""
+    return f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
 
 
 def pytest_addoption(parser):

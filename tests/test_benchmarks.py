@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, xla_flags
 
 PROMISED = {
     "text_step --layers 1 --classes 21 --contexts 4 --methods promptfl --clients 2 --steps 1 --repeats 1": {
@@ -39,7 +39,7 @@ def test_benchmarks_at_full_size(command):
 
 
 def check(command: str, promised: set[str]) -> None:
-    environment = {**os.environ, "XLA_FLAGS": ""}
+    environment = {**os.environ, "XLA_FLAGS": xla_flags(1)}
     words = [sys.executable, "-m", *f"tests.benchmarks.{command}".split()]
     done = subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

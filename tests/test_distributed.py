@@ -20,7 +20,7 @@ import yaml
 
 from fedrsclip_jax import cli, distributed, peers, rendezvous
 from tests import processes
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, xla_flags
 
 LAUNCH = REPOSITORY / "launch"
 SMALL = (
@@ -40,8 +40,7 @@ SMALL = (
 
 def environment(devices: int = 2, **more: str) -> dict[str, str]:
     """Of a process that is started here: without the eight devices of the tests."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    return {**os.environ, "XLA_FLAGS": flags, "PYTHON": sys.executable, **more}
+    return {**os.environ, "XLA_FLAGS": xla_flags(devices), "PYTHON": sys.executable, **more}
 
 
 def two_processes(*words: str) -> list[subprocess.Popen]:

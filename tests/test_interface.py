@@ -16,7 +16,7 @@ import fedrsclip_jax as frs
 from fedrsclip_jax import cli
 from fedrsclip_jax.data.scenes import CLASSES
 from fedrsclip_jax.data.virtual import virtual_clients
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, xla_flags
 
 pytestmark = pytest.mark.newest
 
@@ -70,7 +70,7 @@ def test_the_example_of_the_readme_runs(tmp_path):
     (lines,) = (block for block in blocks if "import fedrsclip_jax as frs" in block)
     assert len(lines.splitlines()) < 20
     environment = os.environ | {
-        "XLA_FLAGS": "",
+        "XLA_FLAGS": xla_flags(1),
         "PYTHONPATH": str(REPOSITORY),
     }
     done = subprocess.run(

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, xla_flags
 
 nbformat = pytest.importorskip("nbformat", reason="the notebook is read by the extra `test`")
 nbclient = pytest.importorskip("nbclient", reason="the notebook is run by the extra `test`")
@@ -42,7 +42,7 @@ def test_it_runs(tmp_path):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     stored = printed(notebook)
     environment = os.environ | {
-        "XLA_FLAGS": "",
+        "XLA_FLAGS": xla_flags(1),
         "PYTHONPATH": str(REPOSITORY),
         "IPYTHONDIR": str(tmp_path),
     }

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -251,8 +251,7 @@ def load_clip(folder: Path, dtype: str = "float32") -> tuple[CLIP, CLIPConfig]:
     for name in sorted(located.keys() - wanted - set(_IGNORED)):
         raise InputError(f"backbone: tensor {name} in {located[name]} belongs to no CLIP of this config.json")
 
-    abstract = nnx.eval_shape(lambda: CLIP(config, rngs=nnx.Rngs(0)))
-    graph, state = nnx.split(abstract)
+    graph, state = _structure(config)
     flat = {}
     for tensor in table:
         parts = []
@@ -274,6 +273,12 @@ def load_clip(folder: Path, dtype: str = "float32") -> tuple[CLIP, CLIPConfig]:
     if flat:
         raise AssertionError(f"no variable for {list(flat)}")
     return nnx.merge(graph, state), config
+
+
+@lru_cache(maxsize=8)
+def _structure(config: CLIPConfig) -> tuple[Any, nnx.State]:
+    """Graph and variables without values of a CLIP: traced once, as this takes longer than reading a small one."""
+    return nnx.split(nnx.eval_shape(lambda: CLIP(config, rngs=nnx.Rngs(0))))
 
 
 def save_clip(clip: CLIP, config: CLIPConfig, folder: Path, dtype: str = "float32") -> None:

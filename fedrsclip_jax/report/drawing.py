@@ -115,11 +115,13 @@ def canvas(columns: int = 1, width: float = WIDTH, height: float = HEIGHT):
 def svg(figure, name: str) -> str:
     """The drawing alone, for use within a page: its ids are its own, its colours and fonts the page's."""
     import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     out = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the reader's fonts draw the texts
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+        # Drawn once: `savefig` draws a figure a first time for its layout, which the drawing itself does as well.
+        FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None, "Creator": None})
     text = out.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)

@@ -21,7 +21,7 @@ from fedrsclip_jax import cli, experiment
 from fedrsclip_jax.checkpoint import Checkpoints
 from fedrsclip_jax.federation import Federation
 from fedrsclip_jax.interrupt import Interrupt
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, xla_flags
 from tests.end_to_end.conftest import photographs
 
 SMALL = (
@@ -508,7 +508,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(tiny_folder, t
 @pytest.mark.long
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_the_run_and_says_how_to_go_on(tiny_folder, tmp_path, feature_cache, number, code):
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    environment = {**os.environ, "XLA_FLAGS": xla_flags(2)}
     folder = tmp_path / "run"
     rounds = "--config.rounds=100000"
     words = ["train", "--quiet", *SMALL, f"--config.backbone={tiny_folder}", rounds, f"--workdir={folder}"]

@@ -46,7 +46,7 @@ FLAGS = (
 def start(module: list[str], workdir: Path, cache: Path, xla: Path) -> int:
     """One start of the run; its exit code, negative for a signal."""
     cache.mkdir(exist_ok=True)
-    flags = "--xla_force_host_platform_device_count=2"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
     # Compiled programs are kept through all runs: they are not what is tested.
     environment = {"JAX_COMPILATION_CACHE_DIR": str(xla), **os.environ}
     environment |= {"FEDRSCLIP_CACHE": str(cache), "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
