@@ -100,6 +100,7 @@ def test_validation_images_that_a_run_left_alone_can_be_scored(tmp_path, tiny_fo
     """Those of val/ are neither trained nor scored where there is test/; without val/ they were trained on."""
     flags = ["--config.method.name=promptfl", f"--config.backbone={tiny_folder}", "--config.rounds=1", "--quiet"]
     flags += ["--config.partition.clients=1", "--config.partition.min_examples=1"]
+    flags += ["--config.seeds=1", "--config.baselines="]
     for sides, code in ((("train", "val", "test"), 0), (("train", "test"), 2)):
         photos, run = tmp_path / f"of{len(sides)}", tmp_path / f"run{len(sides)}"
         write(photos, *(f"{side}/{kind}" for side in sides for kind in "ab"))

@@ -35,11 +35,13 @@ def main() -> None:
     parser.add_argument("--weights", type=float, nargs="+", default=[0.0, 0.1, 0.3, 1.0])
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--alone", type=int, default=2, help="separate calls that are made")
+    parser.add_argument("--scenes", type=int, default=2400, help="images")
     arguments = parser.parse_args()
     weights, seeds = arguments.weights, arguments.seeds
     print(timing.machine(), flush=True)
     began = time.perf_counter()
     common = ["--quiet", "--config=configs/quickstart.py", "--config.baselines=", "--config.seeds=1"]
+    common.append(f"--config.data.scenes.count={arguments.scenes}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         cache = folder / "cache"
@@ -56,7 +58,7 @@ def main() -> None:
             return seconds_of(["sweep", *common, *keys], cache)
 
         # Once for the caches; a dispatch holds as many rounds as there will be, so that the programs are the same.
-        every = 10
+        every = min(10, arguments.rounds)
         alone(0, every, "warm")
         together(every, "warm-together")
         whole = together(arguments.rounds, "together")
