@@ -8,7 +8,7 @@ from pathlib import Path
 
 # The tests compile some five thousand programs and run most of them for an instant, so that compiling takes three times
 # as long as everything else. They are compiled with few optimisations, those of processes that are started here too,
-# except for --nightly, or where FEDRSCLIP_TESTS_OPTIMISED says so.
+# except in files marked `optimised`, with --nightly, or where FEDRSCLIP_TESTS_OPTIMISED says so.
 if "--nightly" in sys.argv:
     os.environ["FEDRSCLIP_TESTS_OPTIMISED"] = "1"
 if not os.environ.get("FEDRSCLIP_TESTS_OPTIMISED"):
@@ -76,9 +76,15 @@ def feature_cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def programs_end_with_their_file():
+def programs_end_with_their_file(request):
     """Compiled programs are dropped after each file: each maps memory, and Linux allows a process 65,530 maps."""
-    yield
+    as_before = jax.config.read("jax_disable_most_optimizations")
+    with pytest.MonkeyPatch.context() as patch:
+        if request.node.get_closest_marker("optimised"):
+            patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")  # of processes that are started there
+            jax.config.update("jax_disable_most_optimizations", False)
+        yield
+    jax.config.update("jax_disable_most_optimizations", as_before)
     jax.clear_caches()
 
 

@@ -18,7 +18,7 @@ PROMISED = {
     },
     "encode --layers 1 --batch 2 --repeats 1": {"speedup"},
     "engine --rounds 2": {"seconds_per_round_1k", "seconds_per_round_100k", "torch_ratio_1k"},
-    "population --rounds 4 --turns 2": {"round_time_ratio_1e6_to_1e3", "round_time_ratio_1e9_to_1e3"},
+    "population --rounds 4 --turns 2 --cohort 8": {"round_time_ratio_1e6_to_1e3", "round_time_ratio_1e9_to_1e3"},
     "round --quick --repeats 1": {"wasted_lane_share", "compile_seconds", "reduced_bytes"},
     "attention": {"text_speedup", "images_speedup"},
     "sweep --rounds 1 --alone 1 --weights 0 1 --seeds 1 --scenes 320": {"wall_ratio"},

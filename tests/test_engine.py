@@ -16,7 +16,7 @@ from fedrsclip_jax.federated.round import run_rounds
 from fedrsclip_jax.methods import METHODS
 from tests import toy
 
-pytestmark = pytest.mark.newest
+pytestmark = [pytest.mark.newest, pytest.mark.optimised]
 
 OFFSETS = np.concatenate([[0], np.cumsum(toy.COUNTS)])
 IMAGES = np.arange(OFFSETS[-1], dtype=np.int32)

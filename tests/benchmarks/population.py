@@ -20,16 +20,16 @@ from pathlib import Path
 from tests.benchmarks import timing
 
 POPULATIONS = (10**3, 10**6, 10**9)
-COHORT, IMAGES = 64, 2000
+IMAGES = 2000
 
 
-def serve(clients: int) -> None:
+def serve(clients: int, cohort: int) -> None:
     """Runs as many rounds as each line of standard input says, and answers with their seconds."""
     from fedrsclip_jax.checkpoint import Checkpoints
     from fedrsclip_jax.federated.cohort import draw_cohort
     from tests.benchmarks import federations
 
-    config = federations.settings(cohort=COHORT, rounds=10**6, eval__every=4, local__learning_rate=0.05)
+    config = federations.settings(cohort=cohort, rounds=10**6, eval__every=4, local__learning_rate=0.05)
     owners = federations.virtual(IMAGES, clients)
     rounds = federations.Rounds(federations.engine(config, owners, IMAGES, federations.tiny()), 1)
     for line in sys.stdin:
@@ -44,7 +44,7 @@ def serve(clients: int) -> None:
             with Checkpoints(Path(folder)) as checkpoints:
                 checkpoints.save(rounds.number, engine.server, engine.population)
             saved = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
-        draws = timing.seconds(lambda: draw_cohort(0, rounds.number, clients, COHORT), 100)
+        draws = timing.seconds(lambda: draw_cohort(0, rounds.number, clients, cohort), 100)
         answer = {
             "drawn": len(engine.population.took_part),
             "draw_seconds": draws,
@@ -58,13 +58,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=160, help="of each population, all turns together")
     parser.add_argument("--turns", type=int, default=20)
+    parser.add_argument("--cohort", type=int, default=64, help="clients of a round")
     parser.add_argument("--serve", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        return serve(arguments.serve)
+        return serve(arguments.serve, arguments.cohort)
     print(timing.machine("orbax-checkpoint"))
     began = time.perf_counter()
-    command = [sys.executable, "-m", "tests.benchmarks.population", "--serve"]
+    command = [sys.executable, "-m", "tests.benchmarks.population", f"--cohort={arguments.cohort}", "--serve"]
     servers = {
         clients: subprocess.Popen([*command, str(clients)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for clients in POPULATIONS
@@ -108,7 +109,7 @@ def main() -> None:
         for clients in POPULATIONS
     ]
     columns = ("clients", "drawn", "ms a round", "ratio", "us to draw a cohort", "peak MiB", "checkpoint MiB")
-    timing.print_table(f"Rounds of {COHORT} clients, {arguments.turns * each} of them", columns, rows)
+    timing.print_table(f"Rounds of {arguments.cohort} clients, {arguments.turns * each} of them", columns, rows)
     small, million, billion = POPULATIONS
     timing.print_record(
         "population",

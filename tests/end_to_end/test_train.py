@@ -17,6 +17,8 @@ from fedrsclip_jax.federated import engine
 from fedrsclip_jax.federated.round import run_rounds
 from tests.conftest import REPOSITORY
 
+pytestmark = pytest.mark.optimised
+
 AID = REPOSITORY.parent / "shared" / "data" / "aid"
 SMALL = (
     "--config.data.scenes.count=320",
