@@ -190,6 +190,17 @@ def test_a_folder_of_domains(tmp_path):
     assert sorted(map(sorted, owned)) == [[0], [1]]
 
 
+def test_who_asks_for_clients_by_domain_hears_how_folders_become_domains(tmp_path, refused):
+    """Two sites of two classes could as well be two classes, and are taken for these."""
+    write(tmp_path, *(f"{site}/{kind}" for site in ("oslo", "quito") for kind in ("forest", "river")))
+    keys = {"partition.kind": "domain", "partition.clients": 2}
+    settings = config(tmp_path, **keys)
+    with refused("at least two sensors", "data.layout=domains"):
+        divide_images(settings, load_source(settings.data))
+    settings = config(tmp_path, **keys, **{"data.layout": "domains"})
+    assert divide_images(settings, load_source(settings.data)).num_clients == 2
+
+
 @pytest.mark.parametrize("order", ["{side}/{site}/{kind}", "{site}/{side}/{kind}"])
 def test_a_split_and_domains_together(tmp_path, order):
     each = [(side, site, kind) for side in ("train", "test") for site in ("x", "y") for kind in ("a", "b", "c")]

@@ -220,7 +220,7 @@ def test_refused():
         deal("classes", data, 2, classes_per_client=2)
     with refusal("partition.clients=1", "2 sensors"):
         deal("domain", data, 1)
-    with refusal("'domain'", "at least two sensors"):
+    with refusal("'domain'", "at least two sensors", "data.layout=domains"):
         deal("domain", images(6, 20), 4)
     lopsided = np.zeros(120, np.int32)
     lopsided[data[2][:2]] = 1

@@ -310,7 +310,8 @@ def _sensor_clients(images: np.ndarray, names: Sequence[str], clients: int, min_
     if sensors < 2:
         raise InputError(
             "partition.kind='domain' needs images of at least two sensors and these are of one; "
-            "use data.source=scenes with several domains, several sources, or another partition.kind"
+            "use data.source=scenes with several domains, several sources, a folder whose folders are domains by "
+            "data.layout=domains, or another partition.kind"
         )
     if clients < sensors:
         raise InputError(f"partition.clients={clients} is less than the {sensors} sensors; give at least {sensors}")
