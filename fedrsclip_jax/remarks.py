@@ -8,7 +8,7 @@ from fedrsclip_jax.config import Config
 from fedrsclip_jax.data.layout import SIDES
 from fedrsclip_jax.data.sources import ImageSource, of_folders, remarks_of
 from fedrsclip_jax.data.split import given_sides
-from fedrsclip_jax.task import split
+from fedrsclip_jax.task import Task, split
 
 # Of the way from chance to all right: below, zero-shot may be said to have found next to nothing.
 _NEAR_CHANCE = 0.15
@@ -30,6 +30,11 @@ def of_images(config: Config, source: ImageSource) -> list[str]:
     if both := len({digests[i] for i in train} & {digests[i] for i in test}):
         said.append(f"warning: {both} images stand on both sides of that split; data.split=drawn keeps them on one")
     return said
+
+
+def of_task(config: Config, task: Task) -> list[str]:
+    """What is said before images are encoded: of these, see `of_images`, and what zero-shot CLIP reads."""
+    return [*of_images(config, task.source), task.reads]
 
 
 def of_zero_shot(config: Config, scores: dict[str, Any]) -> str | None:
