@@ -223,6 +223,7 @@ class Run:
             "class_names": list(self.task.source.class_names),
             "num_clients": federation.clients.num_clients,
             "client_domains": client_domains(config, self.task.source, federation.clients),
+            "client_names": list(federation.clients.names) or None,
             "num_scored_clients": len(federation.scored),
             "num_images": len(self.task.labels),
             "unreadable_images": int(np.sum(~self.features.readable)),

@@ -216,7 +216,7 @@ def confusion(found: Evidence, class_names: Sequence[str], shares: bool) -> Char
 
 
 @for_page
-def texts(found: Evidence, class_names: Sequence[str]) -> Chart | None:
+def texts(found: Evidence, class_names: Sequence[str], name: Callable[[int], str] = str) -> Chart | None:
     """Text features of each class in two dimensions, and how far private prompts moved from the shared one."""
     if not len(found.shared) or not len(found.private):
         return None
@@ -247,7 +247,7 @@ def texts(found: Evidence, class_names: Sequence[str]) -> Chart | None:
     said = (
         f"The two directions that differ most hold {percent(share)} % of the variance. Between shared and private "
         f"texts the mean cosine is {cosines.mean():.3f}; farthest moved is {class_names[c]} of client "
-        f"{found.movers[client]} ({cosines[client, c]:.3f})."
+        f"{name(int(found.movers[client]))} ({cosines[client, c]:.3f})."
     )
     return Chart("texts", "Where the prompts put the classes", svg(figure, "texts"), said)
 

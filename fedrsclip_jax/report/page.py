@@ -136,9 +136,11 @@ def _run(folder: Path, prefix: str = "") -> tuple[str, str]:
     title = f"{method} on {summary['dataset']}, seed {summary['seed']}"
     names = summary.get("class_names") or [str(c) for c in range(summary["num_classes"])]
 
+    domains, owners = summary.get("client_domains"), summary.get("client_names")
+    called = domains or owners
+
     def client(k: int) -> str:
-        domains = summary.get("client_domains")
-        return f"{k}, {domains[k]}" if domains else str(k)
+        return f"{k}, {called[k]}" if called else str(k)
 
     scored = f", {len(own['clients']):,} of them scored" if "clients" in own else ""
     if said := summary.get("scored"):  # runs of older versions do not say so
@@ -170,16 +172,17 @@ def _run(folder: Path, prefix: str = "") -> tuple[str, str]:
     if found is not None:
         drawn += [
             charts.owners(found, names, summary["num_clients"], client),
-            charts.texts(found, names),
+            charts.texts(found, names, client),
             charts.confusion(found, names, shares),
         ]
     drawn.append(charts.seconds(summary["seconds"]))
     body += ["<h2>In figures</h2>", _figures([chart for chart in drawn if chart], prefix)]
     if found is not None and len(found.wrong):
         body += ["<h2>Mistakes</h2>", _mistakes(found, names, shares)]
-    if domains := summary.get("client_domains"):
-        rows = [(str(k), html.escape(domain)) for k, domain in enumerate(domains[:200])]
-        body += ["<details><summary>Sources of the clients</summary>", _table(("client", "source"), rows), "</details>"]
+    if called:
+        title_of_table, column = ("Sources of the clients", "source") if domains else ("Names of the clients", "name")
+        rows = [(str(k), html.escape(name)) for k, name in enumerate(called[:200])]
+        body.append(f"<details><summary>{title_of_table}</summary>{_table(('client', column), rows)}</details>")
     body.append(_made(summary.get("provenance")))
     config = html.escape((folder / "config.json").read_text(encoding="utf-8"))
     body.append(f"<details><summary>Configuration</summary><pre>{config}</pre></details>")
