@@ -386,6 +386,7 @@ def divide_images(
             seed=config.seed,
             domain_names=source.domain_names,
             tests=tests,
+            may_share=sides is None,  # virtual clients have a drawn split
         )
     except InputError as error:
         if not settings.held_out:

@@ -81,5 +81,9 @@ def test_what_cannot_be_meant(images, refused):
         frs.make_clients(images, owner=[0, 1] * 3, seed=3)
     with refused("test_fraction: the split is given"):
         frs.make_clients(images, test=[0], test_fraction=0.5)
+    with pytest.raises(frs.InputError) as caught:
+        frs.make_clients(images, train=[0])
+    remedy = "give more images to train on, or at most 1 client with partition.min_examples=1"
+    assert str(caught.value).endswith(f"and there are 1; {remedy}"), "virtual clients would draw the split"
     with refused("split: the split is given"):
         frs.make_clients(images, test=[0], split="validation")
