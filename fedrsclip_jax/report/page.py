@@ -6,6 +6,7 @@ No script, no font and no picture from elsewhere. Light and dark follow the read
 import base64
 import html
 import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from PIL import Image
 from fedrsclip_jax import formats
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.evidence import Evidence
-from fedrsclip_jax.files import write_text
+from fedrsclip_jax.files import read_json, write_text
 from fedrsclip_jax.ledger import read_lines, read_training
 from fedrsclip_jax.methods import TITLES
 from fedrsclip_jax.report import charts, glossary, sweep_charts
@@ -24,6 +25,7 @@ from fedrsclip_jax.report.charts import Chart
 from fedrsclip_jax.report.percent import diverged_with, percent, percents
 from fedrsclip_jax.report.stylesheet import STYLE
 from fedrsclip_jax.report.sweep import FIGURES, figure_at, figures_of, table
+from fedrsclip_jax.workdir import STUDY
 
 FILE = "report.html"
 _NEEDED = (
@@ -184,9 +186,19 @@ def _run(folder: Path, prefix: str = "") -> tuple[str, str]:
         rows = [(str(k), html.escape(name)) for k, name in enumerate(called[:200])]
         body.append(f"<details><summary>{title_of_table}</summary>{_table(('client', column), rows)}</details>")
     body.append(_made(summary.get("provenance")))
-    config = html.escape((folder / "config.json").read_text(encoding="utf-8"))
-    body.append(f"<details><summary>Configuration</summary><pre>{config}</pre></details>")
+    body.append(_configuration(folder))
     return title, "".join(body)
+
+
+def _configuration(folder: Path) -> str:
+    """What was asked for: of a comparison its own configuration, of which the one of its first run is a part."""
+    written = read_json(folder / "config.json")
+    for record in (STUDY, "comparison.json"):  # versions before 0.2.0 kept no study
+        whole = read_json(folder / record) if (folder / record).is_file() else {}
+        if "config" in whole:
+            written = {**{name: whole[name] for name in ("format", "version") if name in whole}, **whole["config"]}
+            break
+    return f"<details><summary>Configuration</summary><pre>{html.escape(json.dumps(written, indent=2))}</pre></details>"
 
 
 def _made(provenance: dict[str, Any] | None) -> str:
@@ -255,8 +267,7 @@ def _sweep(folder: Path) -> tuple[str, str]:
         body += ["<h2>In figures</h2>", _figures(drawn)]
     head = ("row", "seed", "zero-shot, own", "personal, own", "worst tenth", "federation, pooled", "")
     body += [f"<details><summary>{len(runs)} runs</summary>", _table(head, runs), "</details>"]
-    config = html.escape((folder / "config.json").read_text(encoding="utf-8"))
-    body.append(f"<details><summary>Configuration</summary><pre>{config}</pre></details>")
+    body.append(_configuration(folder))
     return title, "".join(body)
 
 
