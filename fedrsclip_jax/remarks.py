@@ -28,7 +28,8 @@ def of_images(config: Config, source: ImageSource) -> list[str]:
     said.append(f"split by the folders ({counts}): {len(train):,} images train, {len(test):,} are scored")
     digests = source.digests
     if both := len({digests[i] for i in train} & {digests[i] for i in test}):
-        said.append(f"warning: {both} images stand on both sides of that split; data.split=drawn keeps them on one")
+        stand, them = ("image stands", "it") if both == 1 else ("images stand", "them")
+        said.append(f"warning: {both} {stand} on both sides of that split; data.split=drawn keeps {them} on one")
     return said
 
 
