@@ -145,6 +145,8 @@ def _run(folder: Path, prefix: str = "") -> tuple[str, str]:
         return f"{k}, {called[k]}" if called else str(k)
 
     scored = f", {len(own['clients']):,} of them scored" if "clients" in own else ""
+    if without := own.get("without_test"):
+        scored += f", {without:,} without a test image"
     if said := summary.get("scored"):  # runs of older versions do not say so
         scored += f", {100 * said['took_part']:.1f} % of whom took part" if said["took_part"] < 1 else ""
     body = [
