@@ -1,6 +1,7 @@
 """The words of the command line: verbs, flags and examples. Imports no JAX."""
 
 import argparse
+import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,6 +28,17 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see {self.prog} --help")
 
+    def unknown(self, word: str) -> InputError:
+        """What is said of a word that is no argument: the flag that may be meant, or those that there are."""
+        flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
+        near = difflib.get_close_matches(word.partition("=")[0], flags, 1)
+        remedies = [f"did you mean {near[0]}?"] if near else []
+        if "--config" in flags:
+            remedies.append("configuration keys are set as --config.KEY=VALUE")
+        elif not near:
+            remedies.append(f"{self.prog} takes {', '.join(flags)}")
+        return InputError(f"unknown argument {word!r}; {' '.join(remedies)}")
+
 
 def parser() -> argparse.ArgumentParser:
     whole = _Parser(
@@ -48,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=run, parser=sub)
         sub.add_argument("--quiet", action="store_true", help="no progress, results only")
         sub.add_argument("--debug", action="store_true", help="errors with their traceback")
         return sub
@@ -241,13 +253,13 @@ def _path(text: str) -> Path:
     return Path(text).expanduser()
 
 
-def overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
-    """`--config.KEY=VALUE` and `--config.KEY VALUE` as pairs."""
+def overrides(rest: Sequence[str], of_verb: _Parser) -> list[tuple[str, str]]:
+    """`--config.KEY=VALUE` and `--config.KEY VALUE` as pairs; any other word is none that `of_verb` knows."""
     pairs, words = [], list(rest)
     while words:
         word = words.pop(0)
         if not word.startswith("--config."):
-            raise InputError(f"unknown argument {word!r}; configuration keys are set as --config.KEY=VALUE")
+            raise of_verb.unknown(word)
         name, equals, value = word.removeprefix("--config.").partition("=")
         if not equals:
             if not words or words[0].startswith("--"):

@@ -35,7 +35,7 @@ def main(given: Sequence[str] | None = None) -> int:
         if known.verb is None:
             parser.print_help()
             return 0
-        overrides = arguments.overrides(rest)
+        overrides = arguments.overrides(rest, known.parser)
         if known.verb in _BY_MANY:
             distributed.start()
         else:

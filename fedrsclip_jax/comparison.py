@@ -114,13 +114,11 @@ def compare(
         with distributed.together():
             events.check_installed()
     planned = plan(config, folder)
-    with workdir.claim(folder) as dead:
-        if dead:
-            progress.say(f"{folder}: taken over from {dead}, which is dead")
+    with workdir.claim(folder, progress.say):
         planned.check_earlier(allowed)  # before the images are encoded, too
         with distributed.together():
             formats.write(folder / workdir.STUDY, {"config": to_dict(config)})
-        for sentence in (*remarks.of_images(config, planned.task.source), planned.task.reads):
+        for sentence in remarks.of_task(config, planned.task):
             progress.say(sentence)
         began = time.perf_counter()
         features = encode_images(config, planned.task, progress, interrupt)

@@ -223,7 +223,8 @@ class Run:
             "class_names": list(self.task.source.class_names),
             "num_clients": federation.clients.num_clients,
             "client_domains": client_domains(config, self.task.source, federation.clients),
-            "num_scored_clients": len(federation.scored),
+            "client_names": list(federation.clients.names) or None,
+            "num_scored_clients": int(np.sum(federation.clients.counts(federation.scored, "test") > 0)),
             "num_images": len(self.task.labels),
             "unreadable_images": int(np.sum(~self.features.readable)),
             "rounds": config.rounds,
@@ -294,6 +295,8 @@ class Run:
         self._zero_shot = score_zero_shot(
             self.features.plain, self.task.labels, federation.clients, federation.scored, federation.backbone
         )
+        if (untested := remarks.of_clients(federation.clients, federation.scored, config.seed)) and not saved:
+            self._progress.say(untested, once=f"clients of seed {config.seed}")
         if (hint := remarks.of_zero_shot(config, self._zero_shot)) and not saved:
             self._progress.say(hint, once="zero-shot")
 

@@ -312,7 +312,7 @@ def show(told: Forecast, console: Console) -> None:
     """Tables of what would run and what it would take, no wider than 80 columns."""
     first, _ = told.plan.runs[0]
     task = told.plan.task
-    for sentence in (*remarks.of_images(first, task.source), task.reads):
+    for sentence in remarks.of_task(first, task):
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     console.print(_table("what would run", ["", ""], _what(told, first)))
     by_method = [_by_method(told, name) for name in told.trials]

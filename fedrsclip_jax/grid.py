@@ -7,7 +7,8 @@ A sweep's configuration is that of a run with a group `sweep` beside it:
     sweep.seeds   how many seeds each row has, from `seed` on; each seed is another partition
     sweep.labels  names of the rows of `zip`, for the tables
 
-With both grid and zip, every row of zip stands with every row of grid.
+With both grid and zip, every row of zip stands with every row of grid. The `config.json` of a sweep's folder has `rows`
+and `seeds` instead: each row with its label and values, which are read as those of zip.
 """
 
 import itertools
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedrsclip_jax.config import Config, Written, resolve
+from fedrsclip_jax.config import Config, Written, keys, resolve
 from fedrsclip_jax.errors import InputError
 
 _GROUP = "sweep"
@@ -86,6 +87,8 @@ def read(written: Written, overrides: Sequence[tuple[str, str]] = ()) -> Grid:
     if given is not None and not isinstance(given, Written):
         raise InputError(f"config key 'sweep' = {given!r} is no group; a sweep has {', '.join(_PARTS)}")
     group = dict(given.items()) if given else {}
+    if "rows" in group:
+        group = _of_rows(group, plain)
     if strange := [name for name in group if name not in _PARTS]:
         raise InputError(f"unknown config key 'sweep.{strange[0]}'; a sweep has {', '.join(_PARTS)}")
     lists = {part: dict(_lists(group.get(part) or {}, f"{_GROUP}.{part}")) for part in ("grid", "zip")}
@@ -129,6 +132,34 @@ def read(written: Written, overrides: Sequence[tuple[str, str]] = ()) -> Grid:
     if len({row.label for row in rows}) < len(rows):
         raise InputError("two rows of the sweep are alike; leave out values that repeat")
     return Grid(base, varied, tuple(rows), _left_out(resolve(Config, plain), seeds))
+
+
+def _of_rows(group: Mapping[str, Any], plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The group `sweep` from what a sweep's folder keeps of it.
+
+    Raises:
+      InputError: it is no such, or the rows vary a key from which another one may have followed.
+    """
+    rows = group["rows"]
+    sound = isinstance(rows, (list, tuple)) and rows and all(isinstance(row, Written) for row in rows)
+    labelled = [dict(row.items()) for row in rows] if sound else [{}]
+    names = [*labelled[0]]
+    if {*group} != {"rows", "seeds"} or "label" not in names or any([*row] != names for row in labelled):
+        raise InputError(
+            "config key 'sweep.rows' is written by a sweep into the config.json of its folder, and is not sound here; "
+            "give sweep.grid or sweep.zip"
+        )
+    varied, base = [name for name in names if name != "label"], resolve(Config, plain)
+    for name, _, field in keys(Config):
+        by = field.metadata["by"][0] if field.metadata["by"] else ""
+        share_of = field.metadata["share_of"] if _typed(base, name) else ""  # 0 is no share
+        if name not in varied and (other := next((key for key in varied if key in (by, share_of)), None)):
+            raise InputError(
+                f"the rows of this sweep vary {other}, which {name} may have followed, as its config.json does not "
+                "tell; give the configuration that it was started with"
+            )
+    values = {name: tuple(row[name] for row in labelled) for name in varied}
+    return {"zip": values, "labels": [row["label"] for row in labelled], "seeds": group["seeds"]}
 
 
 def _left_out(config: Config, seeds: int) -> str:

@@ -194,7 +194,8 @@ def make_clients(
       train, test: a split of one's own instead of a drawn one: positions in `images`, paths, or a mask; of one alone,
         the other is all the rest.
       owner: owners of one's own instead of drawn ones: a name or number an image, in the order of `images`, or a dict
-        by position or path. Clients are numbered in the order of the names; None is nobody.
+        by position or path. Clients are numbered in the order of the names, by which the report of a saved federation
+        calls them; None is nobody.
       keys: of the group `partition`, such as `clients=10, alpha=0.1`, and, where a split is
         drawn, `test_fraction` and `split_seed`: not for folders that are a split.
 
@@ -225,8 +226,8 @@ def make_clients(
             raise InputError(f"{drawn[0]}: the owners are given; leave it out")
         if seed and (sides is not None or config.data.split_seed != FOLLOWS):
             raise InputError(f"seed = {seed}: the owners are given, and nothing is drawn with it; leave it out")
-        partition = given.owned(images, owner, *(sides or drawn_split(config, images)))
-        clients = PartitionedClients(partition)
+        partition, names = given.owned(images, owner, *(sides or drawn_split(config, images)))
+        clients = PartitionedClients(partition, names=names)
     else:
         clients = divide_images(config, images, sides=sides)
     assert isinstance(clients, PartitionedClients)

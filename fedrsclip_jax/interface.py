@@ -48,6 +48,7 @@ from fedrsclip_jax.report.page import write_report
 from fedrsclip_jax.task import Pretrained, divide_images, encode_images, load_pretrained, load_source
 
 _CHECKED = 4096  # clients whose images are looked at together
+_LISTED = 20  # names in a message
 _OWN = "(images of one's own)"  # data.source of images that `load_images` did not find
 Picture = str | Path | Image.Image | UInt8[np.ndarray, "height width 3"]
 
@@ -296,11 +297,12 @@ class Federation:
             write_report(folder)
         return folder
 
-    def predict(self, pictures: Sequence[Picture], client: int | None = None) -> list[Guess]:
+    def predict(self, pictures: Sequence[Picture], client: int | str | None = None) -> list[Guess]:
         """Class and probabilities of pictures: paths, Pillow's images, or RGB arrays of any size.
 
         Args:
-          client: whose model; None is the federation's, the shared variables alone.
+          client: whose model, by number or by the name of an owner that `make_clients` was given; None is the
+            federation's, the shared variables alone.
 
         Raises:
           InputError: there is no such client or no such model, or a picture cannot be read.
@@ -309,10 +311,27 @@ class Federation:
         if isinstance(pictures, (str, Path)):
             raise InputError(f"pictures: {str(pictures)!r} is one path; give a list, such as [{str(pictures)!r}]")
         restored = Restored(len(self.history), own.plan.graph, own.server.shared, own.population, own.backbone)
-        module = choose_module(self.config.method.name, restored, client)
-        logits = partial(logits_of, module, client is None, own.backbone)
+        number = _number_of(client, self.clients) if isinstance(client, str) else client
+        module = choose_module(self.config.method.name, restored, number)
+        logits = partial(logits_of, module, number is None, own.backbone)
         grid = self._task.patch_grid(self.config.method) if needs_patches(module) else None
         return Classify(self._task, logits, len(pictures), grid).guesses([_opened(picture) for picture in pictures])
+
+
+def _number_of(name: str, clients: Clients) -> int:
+    """The client that is called so."""
+    called = [number for number, other in enumerate(clients.names) if other == name]
+    if len(called) == 1:
+        return called[0]
+    remedy = f"give a number from 0 to {clients.num_clients - 1}"
+    if not clients.names:
+        reason = "the clients have no names"
+    elif called:
+        reason = f"{len(called)} clients are called so"
+    else:
+        reason = f"the clients are {', '.join(clients.names[:_LISTED])}{', ...' * (len(clients.names) > _LISTED)}"
+        remedy = f"give one of these, or {remedy.removeprefix('give ')}"
+    raise InputError(f"client = {name!r}: {reason}; {remedy}")
 
 
 def _opened(picture: Picture) -> np.ndarray:

@@ -1,14 +1,17 @@
-"""What a person is told of their images: how the folders were understood, and that names may be no words to CLIP."""
+"""What a person is told of their images: how the folders were understood, that names may be no words to CLIP, and that
+clients may have nothing to be scored on."""
 
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from fedrsclip_jax.config import Config
+from fedrsclip_jax.data.clients import Clients
 from fedrsclip_jax.data.layout import SIDES
 from fedrsclip_jax.data.sources import ImageSource, of_folders, remarks_of
 from fedrsclip_jax.data.split import given_sides
-from fedrsclip_jax.task import split
+from fedrsclip_jax.task import Task, split
 
 # Of the way from chance to all right: below, zero-shot may be said to have found next to nothing.
 _NEAR_CHANCE = 0.15
@@ -28,8 +31,28 @@ def of_images(config: Config, source: ImageSource) -> list[str]:
     said.append(f"split by the folders ({counts}): {len(train):,} images train, {len(test):,} are scored")
     digests = source.digests
     if both := len({digests[i] for i in train} & {digests[i] for i in test}):
-        said.append(f"warning: {both} images stand on both sides of that split; data.split=drawn keeps them on one")
+        stand, them = ("image stands", "it") if both == 1 else ("images stand", "them")
+        said.append(f"warning: {both} {stand} on both sides of that split; data.split=drawn keeps {them} on one")
     return said
+
+
+def of_task(config: Config, task: Task) -> list[str]:
+    """What is said before images are encoded: of these, see `of_images`, and what zero-shot CLIP reads."""
+    return [*of_images(config, task.source), task.reads]
+
+
+def of_clients(clients: Clients, ids: Int[np.ndarray, " scored"], seed: int) -> str | None:
+    """How many clients cannot be scored, as they have no test image; None where all can.
+
+    Args:
+      ids: those that are to be scored; see `Clients.scored`.
+      seed: of the partition, for people.
+    """
+    without = int(np.sum(clients.counts(ids, "test") == 0))
+    if not without:
+        return None
+    have, are = ("has", "is") if without == 1 else ("have", "are")
+    return f"seed {seed}: {without:,} of {len(ids):,} clients {have} no test image and {are} not scored"
 
 
 def of_zero_shot(config: Config, scores: dict[str, Any]) -> str | None:

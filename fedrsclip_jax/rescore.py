@@ -9,12 +9,14 @@ import numpy as np
 
 from fedrsclip_jax import comparison, distributed, experiment
 from fedrsclip_jax.config import GIVEN, SCORED
+from fedrsclip_jax.data.layout import natural
 from fedrsclip_jax.data.split import given_sides, scored_side
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.evaluate import score_zero_shot
 from fedrsclip_jax.federation import Federation
 from fedrsclip_jax.finished import FinishedRun, clients_of, open_run, read_checkpoint
 from fedrsclip_jax.generalisation import score_beyond
+from fedrsclip_jax.methods import TITLES
 from fedrsclip_jax.progress import Progress
 from fedrsclip_jax.task import divide, encode_images
 from fedrsclip_jax.task import split as divided
@@ -36,6 +38,9 @@ def rescore(
       checkpoint: `last`, `best` or a round.
       split: images to score, by default those of the run. `test` images of a run that chose on validation images are
         ones that it neither trained nor chose on.
+
+    Returns:
+      What `comparison.tabulate` gives, with `round`, and `beside`: where the other runs of its comparison are, if any.
 
     Raises:
       InputError: the folder holds no finished run, data or backbone are not the ones of the run, it has no such
@@ -81,7 +86,18 @@ def rescore(
         **own,
         **score_beyond(federation, task, features, own),
     }
-    return {"round": saved.round, **comparison.tabulate({config.method.name: [scores]}, config.method.name)}
+    table = comparison.tabulate({config.method.name: [scores]}, config.method.name)
+    return {"round": saved.round, "beside": _beside(run), **table}
+
+
+def _beside(run: FinishedRun) -> str:
+    """Says of the first run of a comparison which one it is and where the others are; empty of any other run."""
+    others = sorted((path.parent for path in run.workdir.glob("compared/*/summary.json")), key=natural)
+    if not others:
+        return ""
+    name, listed = run.config.method.name, ", ".join(f"compared/{folder.name}" for folder in others)
+    which = f"this is {TITLES.get(name, name)}, seed {run.config.seed}"
+    return f"{which}; the other runs of its comparison are in {run.workdir}: {listed}"
 
 
 def _brings_validation(run: FinishedRun) -> bool:

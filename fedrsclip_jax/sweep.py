@@ -136,10 +136,8 @@ def sweep(
         events.check_installed()
     task, homes, groups = plan(grid, folder, allowed)
     whole = Whole(sum(member.config.rounds for group in groups for member in group))
-    with workdir.claim(folder) as dead:
-        if dead:
-            progress.say(f"{folder}: taken over from {dead}, which is dead")
-        for sentence in (*remarks.of_images(grid.base, task.source), task.reads):
+    with workdir.claim(folder, progress.say):
+        for sentence in remarks.of_task(grid.base, task):
             progress.say(sentence)
         methods = [find_method(row.runs[0].method.name) for row in grid.rows]
         features = encode_images(grid.base, task, progress, interrupt, methods)

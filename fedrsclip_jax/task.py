@@ -5,6 +5,7 @@ Images pass through the image tower here, once; nothing downstream opens one aga
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -234,17 +235,21 @@ def encode_images(
             "patches an image"
         )
     total = count * (views + 1 if views > 1 else 1)
-    with progress.track("encoding images", total, unit="images") as bar:
-        encoded_images = 0
+    with ExitStack() as stack:
+        encoded_images, bar = 0, None
 
         def encode(step: Callable[[], None]) -> features.Features:
+            nonlocal encoded_images
+
             def advance(done: int, _: int) -> None:
-                nonlocal encoded_images
+                nonlocal encoded_images, bar
                 encoded_images = done
+                # Only now: where all are in the cache, nothing is encoded.
+                bar = bar or stack.enter_context(progress.track("encoding images", total, unit="images"))
                 bar.advance_to(done)
                 step()
 
-            return features.encode(
+            found = features.encode(
                 task.images,
                 _encoder(task, grid),
                 **_entries(config, task, grid),
@@ -252,6 +257,8 @@ def encode_images(
                 skip_unreadable=config.data.skip_unreadable,
                 progress=advance,
             )
+            encoded_images = total
+            return found
 
         def leave(code: int) -> NoReturn:
             raise Stopped(f"{encoded_images} of {total} images are encoded", code)
@@ -379,6 +386,7 @@ def divide_images(
             seed=config.seed,
             domain_names=source.domain_names,
             tests=tests,
+            may_share=sides is None,  # virtual clients have a drawn split
         )
     except InputError as error:
         if not settings.held_out:

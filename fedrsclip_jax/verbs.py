@@ -111,6 +111,8 @@ def evaluate(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> Non
     )
     if distributed.first():
         print(f"after round {result['round']}")
+        if result["beside"]:
+            print(result["beside"])
         comparison.show(result, Console())
 
 

@@ -1,7 +1,7 @@
 """The folder of a run: whether it is new or can be gone on with, and who may write into it."""
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -36,25 +36,25 @@ def check(workdir: Path) -> None:
 
 
 @contextmanager
-def claim(workdir: Path) -> Iterator[lock.Holder | None]:
+def claim(workdir: Path, say: Callable[[str], None] = lambda said: None) -> Iterator[None]:
     """The folder, made where it is missing, for one run alone; if nothing was written, nothing is left of it.
 
-    Yields:
-      The dead process from which it was taken over, if any.
+    Args:
+      say: is told from which dead process it was taken over, if any.
 
     Raises:
       InputError: another run writes there, or it cannot be made; on all processes.
     """
-    previous = None
     with ExitStack() as stack:
         with distributed.together():
             if distributed.first():
                 missing = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
                 stack.callback(_remove_empty, missing)
                 make_folder(workdir)
-                previous = stack.enter_context(lock.hold(workdir))
+                if dead := stack.enter_context(lock.hold(workdir)):
+                    say(f"{workdir}: taken over from {dead}, which is dead")
                 stack.callback(_forget_study, workdir)
-        yield previous
+        yield
 
 
 def own_configuration(workdir: Path) -> dict[str, Any] | None:

@@ -138,7 +138,9 @@ def test_values_may_be_empty_or_negative(spoken):
     ("arguments", "words"),
     [
         (["trian"], ("'trian'", "train")),
-        (["train", "--confg=x"], ("'--confg=x'", "--config.KEY=VALUE")),
+        (["train", "--confg=x"], ("'--confg=x'", "did you mean --config?", "--config.KEY=VALUE")),
+        (["predict", "a.png", "--workdir=x", "--topk=many"], ("'--topk=many'", "predict takes", "--client", "--bands")),
+        (["predict", "a.png", "--workdir=x", "--outptu=x"], ("'--outptu=x'; did you mean --output?\n",)),
         (["train", "--work=x"], ("'--work=x'",)),  # no abbreviations: they change meaning when a flag is added
         (["train", "extra"], ("'extra'",)),
         (["train", "--workdir"], ("--workdir", "expected one argument", "fedrsclip train --help")),

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from fedrsclip_jax import remarks
 from fedrsclip_jax.data.clients import Clients, PartitionedClients
 from fedrsclip_jax.data.partition import Partition
 
@@ -30,6 +31,12 @@ def test_sizes(clients):
     assert clients.counts(np.array([2, -1, 0, 2]), "train").tolist() == [3, 0, 2, 3]
     assert (clients.longest("train"), clients.longest("test")) == (3, 2)
     assert clients.pooled.tolist() == [3, 5, 6]
+
+
+def test_who_cannot_be_scored_is_said(clients):
+    said = remarks.of_clients(clients, np.arange(3), 7)
+    assert said == "seed 7: 1 of 3 clients has no test image and is not scored"
+    assert remarks.of_clients(clients, np.arange(2), 7) is None
 
 
 def test_the_largest_clients_bound_any_others(clients):

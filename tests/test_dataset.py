@@ -79,6 +79,24 @@ def test_pictures_that_cannot_be_read(tmp_path, capsys):
     assert "cannot be read, and are left out: 1" in said
 
 
+def test_copies_are_said_to_stay_together_only_where_they_do(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for place in ("train/a", "train/b", "test/a", "test/b"):
+        (tmp_path / place).mkdir(parents=True)
+        for i in range(3):
+            Image.fromarray(rng.integers(0, 255, (4, 5, 3), np.uint8)).save(tmp_path / place / f"{i}.png")
+    (tmp_path / "test/a/0.png").write_bytes((tmp_path / "train/a/0.png").read_bytes())
+    words = ["data", f"--name=folder:{tmp_path}", "--config.partition.clients=1", "--config.partition.min_examples=1"]
+    assert cli.main(words) == 0
+    said = capsys.readouterr().out
+    assert "\ncopies of another image: 1\n" in said
+    assert "warning: 1 image stands on both sides of that split" in said
+    assert cli.main([*words, "--config.data.split=drawn"]) == 0
+    said = capsys.readouterr().out
+    assert "\ncopies of another image, which stay on its side of the split: 1\n" in said
+    assert "both sides" not in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

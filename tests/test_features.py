@@ -80,9 +80,10 @@ def test_encoded_once_then_read_memory_mapped(tmp_path):
     assert first.readable.all()
     (entry,) = entries(tmp_path)
     assert sorted(os.listdir(entry)) == ["features.npy", "key.json", "readable.npy"]
-    encoder = Encoder()
-    again = run(tmp_path, encoder)
+    encoder, reports = Encoder(), len(seen)
+    again = run(tmp_path, encoder, progress=lambda done, total: seen.append((done, total)))
     assert encoder.batches == []
+    assert len(seen) == reports, "what is in the cache is no work"
     assert isinstance(again.plain, np.memmap)
     assert not again.plain.flags.writeable
     assert np.array_equal(again.plain, first.plain)
@@ -115,6 +116,9 @@ def test_views_are_augmented_deterministic_and_cached_one_by_one(tmp_path):
     for i in range(4):
         for j in range(i):
             assert (arrays[i] != arrays[j]).any(axis=1).all()  # no image is the same in two views
+    more = []
+    run(tmp_path / "a", Encoder(), views=4, progress=lambda done, total: more.append((done, total)))
+    assert (more[0], more[-1]) == ((92, 115), (115, 115)), "the first three and the plain one were there"
     encoder = Encoder()
     fewer = run(tmp_path / "a", encoder, views=2)
     assert encoder.batches == []

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import html
 import importlib.metadata
 import json
 import platform
@@ -21,6 +22,7 @@ from fedrsclip_jax.evidence import Evidence
 from fedrsclip_jax.finished import clients_of, open_run
 from fedrsclip_jax.formats import FORMAT, Step, upgrade
 from fedrsclip_jax.ledger import read_lines
+from fedrsclip_jax.report.page import write_report
 from fedrsclip_jax.task import divide
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -356,6 +358,20 @@ def test_a_folder_knows_what_it_was_started_with(first, refused):
     (run / "config.json").write_text(json.dumps({**own, "sweep": {"rows": []}}))
     with refused("holds a sweep", "fedrsclip sweep"):
         workdir.own_configuration(run)
+
+
+def test_the_page_of_a_comparison_shows_the_configuration_of_all_its_runs(first):
+    run = first / "run"
+
+    def shown(folder: Path) -> dict:
+        page = write_report(folder).read_text(encoding="utf-8")
+        return json.loads(html.unescape(page.partition("<summary>Configuration</summary><pre>")[2].partition("<")[0]))
+
+    assert json.loads((run / "config.json").read_text())["seeds"] == 1
+    assert shown(run)["seeds"] == 2, "as its comparison says"
+    formats.write(run / workdir.STUDY, {"config": {**shown(run), "seeds": 5, "baselines": ["promptfl"]}})
+    assert (shown(run)["seeds"], shown(run)["baselines"], shown(run)["format"]) == (5, ["promptfl"], FORMAT)
+    assert shown(first / SEED_1) == json.loads((first / SEED_1 / "config.json").read_text())
 
 
 def test_what_a_start_was_asked_for_is_forgotten_where_nothing_was_saved(tmp_path):

@@ -40,12 +40,15 @@ def test_a_split_and_owners_in_any_form(images):
     ):
         assert frs.make_clients(images, train=train, test=test, owner=owners).digest() == clients.digest()
     assert clients.made_by.partition.kind == "given"
+    assert clients.names == ("a", "b")
 
 
 def test_owners_of_a_drawn_split_and_a_split_of_drawn_owners(images):
     owners = frs.make_clients(images, owner=[0, 1] * 3, test_fraction=0.4)
     both = [train + test for train, test in zip(owned(owners, "train"), owned(owners, "test"), strict=True)]
     assert [sorted(images) for images in both] == [[0, 2, 4], [1, 3, 5]]
+    assert owners.names == (), "they are called by their numbers"
+    assert frs.make_clients(images, owner=[7, 9] * 3).names == ("7", "9")
     drawn = frs.make_clients(images, "iid", test=[2, 5], clients=2, min_examples=1)
     assert sorted(drawn.pooled.tolist()) == [2, 5]
     assert sorted(np.concatenate(owned(drawn, "train")).tolist()) == [0, 1, 3, 4]
@@ -78,5 +81,9 @@ def test_what_cannot_be_meant(images, refused):
         frs.make_clients(images, owner=[0, 1] * 3, seed=3)
     with refused("test_fraction: the split is given"):
         frs.make_clients(images, test=[0], test_fraction=0.5)
+    with pytest.raises(frs.InputError) as caught:
+        frs.make_clients(images, train=[0])
+    remedy = "give more images to train on, or at most 1 client with partition.min_examples=1"
+    assert str(caught.value).endswith(f"and there are 1; {remedy}"), "virtual clients would draw the split"
     with refused("split: the split is given"):
         frs.make_clients(images, test=[0], split="validation")

@@ -1,10 +1,12 @@
 """What a sweep's configuration says, and what makes no sense in it."""
 
+import json
+
 import pytest
 from ml_collections import ConfigDict
 
 from fedrsclip_jax import config as configuration
-from fedrsclip_jax import grid
+from fedrsclip_jax import grid, sweep
 from fedrsclip_jax.errors import InputError
 from tests.conftest import REPOSITORY
 
@@ -77,6 +79,9 @@ def test_groups_may_be_nested_and_the_command_line_comes_last():
         ({"zip": {"cohort": (1, 2)}, "labels": "ab"}, "no names"),
         ({"grid": {"eval.split": ("test", "validation")}}, "the same images"),
         ({"grids": GRID}, r"sweep\.grids"),
+        ({"rows": [], "seeds": 1}, r"sweep\.rows"),
+        ({"rows": [{"label": "a", "cohort": 2}, {"label": "b"}], "seeds": 1}, r"sweep\.rows"),
+        ({"rows": [{"label": "a", "cohort": 2}], "grid": GRID}, r"sweep\.rows"),
     ],
 )
 def test_what_makes_no_sense_is_refused(group, words):
@@ -90,6 +95,36 @@ def test_what_makes_no_sense_is_refused(group, words):
 def test_bad_overrides_are_refused(override):
     with pytest.raises(InputError, match=r"sweep\."):
         grid.read(written(grid=GRID), [override])
+
+
+def kept(read: grid.Grid) -> dict:
+    """As `config.json` of a sweep's folder has it."""
+    return json.loads(json.dumps({**configuration.to_dict(read.base), "sweep": sweep._written(read)}))
+
+
+@pytest.mark.parametrize(
+    "group",
+    [
+        {"grid": {"method.pacl_weight": (0, 0.3), "cohort": (2, 4)}, "seeds": 3},
+        {"zip": {"method.name": ("promptfl", "fedrsclip"), "partition.clients": (10, 4)}, "labels": ("one", "other")},
+        {"grid": {"server.optimizer": ("sgd", "adam"), "server.learning_rate": (0.1,)}},
+    ],
+)
+def test_what_a_sweep_keeps_of_itself_is_read_as_the_same_sweep(group):
+    read = grid.read(written(**group))
+    again = grid.read(kept(read))
+    assert again.rows == read.rows
+    assert kept(again) == kept(read)
+    assert len(grid.read(kept(read), [("sweep.seeds", "5")]).rows[0].runs) == 5
+
+
+def test_what_a_sweep_keeps_of_itself_is_refused_where_it_does_not_tell_all():
+    rates = grid.read(written(grid={"server.optimizer": ("sgd", "adam")}))
+    with pytest.raises(InputError, match=r"vary server\.optimizer, which server\.learning_rate may have followed"):
+        grid.read(kept(rates))
+    shares = grid.read({"cohort": 0.5, "sweep": {"grid": {"partition.clients": (4, 10)}}})
+    with pytest.raises(InputError, match=r"vary partition\.clients, which cohort .* that it was started with"):
+        grid.read(kept(shares))
 
 
 def test_a_group_that_is_none_is_refused():

@@ -165,16 +165,32 @@ def test_what_is_saved_is_a_run(federation, images, tiny_folder, tmp_path, refus
 
 def test_owners_of_ones_own_are_saved_with_the_run(backbone, images, tmp_path, capsys):
     """They follow from no seed, so that the folder has to keep them."""
-    clients = frs.make_clients(images, owner=[i % 2 for i in range(64)])
+    clients = frs.make_clients(images, owner=["<JAXA>" if i % 4 else "ESA" for i in range(64)])
     federation = frs.Federation(frs.make_method("fedrsclip"), backbone, images, clients, **STEPS)
     federation.run(1)
     folder = federation.save(tmp_path / "run")
+    assert json.loads((folder / "summary.json").read_text())["client_names"] == ["<JAXA>", "ESA"]
+    page = (folder / "report.html").read_text()
+    for said in ("Client 1, ESA has the fewest", "), 0, &lt;JAXA&gt; the most", "Names of the clients"):
+        assert said in page
     assert cli.main(["evaluate", "--quiet", f"--workdir={folder}"]) == 0
     assert f"{100 * federation.evaluate()['personalised']['mean']:.1f}" in capsys.readouterr().out
     assert cli.main(["train", "--config.partition.kind=given", f"--workdir={tmp_path / 'new'}"]) == 2
     assert "Federation.save" in capsys.readouterr().err
     (folder / "partition.npz").write_bytes(b"")
     assert cli.main(["evaluate", "--quiet", f"--workdir={folder}"]) == 2
+
+
+def test_a_client_may_be_named_as_its_owner(backbone, images, federation, refused):
+    clients = frs.make_clients(images, owner=[("ESA", "JAXA")[i % 2] for i in range(64)])
+    named = frs.Federation(frs.make_method("fedrsclip"), backbone, images, clients, **STEPS)
+    named.run(1)
+    picture = images.image(0)
+    assert named.predict([picture], client="JAXA") == named.predict([picture], client=1)
+    with refused("client = 'NASA': the clients are ESA, JAXA; give one of these, or a number from 0 to 1"):
+        named.predict([picture], client="NASA")
+    with refused("client = 'ESA': the clients have no names; give a number from 0 to 1"):
+        federation.predict([picture], client="ESA")
 
 
 def test_a_federation_says_whose_split_its_clients_have(backbone, images):

@@ -129,9 +129,13 @@ def test_images_on_both_sides_are_told(tmp_path):
     write(tmp_path, *(f"{side}/{kind}" for side in ("train", "test") for kind in "ab"))
     (tmp_path / "test/a/0.png").write_bytes((tmp_path / "train/a/1.png").read_bytes())
     settings = config(tmp_path)
-    assert any(
-        "1 images stand on both sides" in said for said in remarks.of_images(settings, load_source(settings.data))
-    )
+
+    def warning() -> str:
+        return remarks.of_images(settings, load_source(settings.data))[-1]
+
+    assert warning() == "warning: 1 image stands on both sides of that split; data.split=drawn keeps it on one"
+    (tmp_path / "test/b/0.png").write_bytes((tmp_path / "train/b/1.png").read_bytes())
+    assert warning() == "warning: 2 images stand on both sides of that split; data.split=drawn keeps them on one"
 
 
 @pytest.mark.parametrize(
@@ -190,6 +194,17 @@ def test_a_folder_of_domains(tmp_path):
     assert sorted(map(sorted, owned)) == [[0], [1]]
 
 
+def test_who_asks_for_clients_by_domain_hears_how_folders_become_domains(tmp_path, refused):
+    """Two sites of two classes could as well be two classes, and are taken for these."""
+    write(tmp_path, *(f"{site}/{kind}" for site in ("oslo", "quito") for kind in ("forest", "river")))
+    keys = {"partition.kind": "domain", "partition.clients": 2}
+    settings = config(tmp_path, **keys)
+    with refused("at least two sensors", "data.layout=domains"):
+        divide_images(settings, load_source(settings.data))
+    settings = config(tmp_path, **keys, **{"data.layout": "domains"})
+    assert divide_images(settings, load_source(settings.data)).num_clients == 2
+
+
 @pytest.mark.parametrize("order", ["{side}/{site}/{kind}", "{site}/{side}/{kind}"])
 def test_a_split_and_domains_together(tmp_path, order):
     each = [(side, site, kind) for side in ("train", "test") for site in ("x", "y") for kind in ("a", "b", "c")]
@@ -220,7 +235,9 @@ def test_what_is_left_out_is_named_and_counted(tmp_path, refused, capsys):
     assert cli.main(words) == 0
     said = capsys.readouterr().out
     assert "left out are 2 gif, 1 heic" in said
-    assert "1 images that are in no class folder, such as loose.jpg" in said
+    assert "left out is loose.jpg, an image that is in no class folder" in said
+    (tmp_path / "more.jpg").write_bytes(picture("jpeg"))
+    assert any("left out are 2 images that are in no class folder" in said for said in Folder(tmp_path).remarks)
     for path in (tmp_path / "b").iterdir():
         path.rename(path.with_suffix(".gif"))
     with refused("'b'", "0 image", "8 gif, 1 heic in all are left out"):

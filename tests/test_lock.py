@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from fedrsclip_jax import workdir
 from fedrsclip_jax.lock import FILE, Holder, hold, turn
 
 # A file system without `flock`, which is the system's and not ours to have.
@@ -157,6 +158,19 @@ def test_the_lock_of_a_killed_process_is_taken_over(tmp_path, system):
             assert previous.pid == first.pid
             assert json.loads((tmp_path / FILE).read_text())["pid"] == os.getpid()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_who_claims_a_folder_is_told_from_whom(tmp_path):
+    said = []
+    with process(HOLDS, tmp_path) as (first, _):
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        with workdir.claim(tmp_path, said.append):
+            assert len(said) == 1
+        with workdir.claim(tmp_path, said.append):
+            pass
+    assert len(said) == 1
+    assert said[0].startswith(f"{tmp_path}: taken over from process {first.pid} ")
 
 
 def test_a_fork_does_not_keep_the_lock_of_its_dead_parent(tmp_path):

@@ -208,6 +208,8 @@ def test_refused():
         f"partition.clients={train + 1}", f"there are {train}", f"at most {train} clients", "partition.kind=virtual"
     ):
         deal("iid", data, train + 1)
+    with refusal("need 150", f"at most {train // 15} clients, or partition.min_examples={train // 10}, or partition.k"):
+        deal("iid", data, 10, min_examples=15)
     with refusal("partition.clients=10", "partition.min_examples=50", "need 500"):
         deal("dirichlet", data, 10, min_examples=50)
     for alpha in (0.0, -1.0, float("nan"), float("inf")):
@@ -220,7 +222,7 @@ def test_refused():
         deal("classes", data, 2, classes_per_client=2)
     with refusal("partition.clients=1", "2 sensors"):
         deal("domain", data, 1)
-    with refusal("'domain'", "at least two sensors"):
+    with refusal("'domain'", "at least two sensors", "data.layout=domains"):
         deal("domain", images(6, 20), 4)
     lopsided = np.zeros(120, np.int32)
     lopsided[data[2][:2]] = 1

@@ -8,7 +8,9 @@ import pytest
 from rich.console import Console
 
 from fedrsclip_jax import progress
+from fedrsclip_jax.config import Config, resolve
 from fedrsclip_jax.progress import Progress
+from fedrsclip_jax.task import encode_images, load_task
 
 
 class Terminal(io.StringIO):
@@ -126,3 +128,16 @@ def test_a_program_of_several_says_which_and_what_is_left_of_all(monkeypatch):
     assert [line.split(":")[0] for line in lines] == ["program 1 of 2"] * 2 + ["program 2 of 2"]
     # 15 of 40 in 300 s, then 30 of 40 in 600 s, then 33 of 36 in 660 s.
     assert [line.rpartition("left of all ")[2] for line in lines] == ["8 min", "3 min", "60 s"]
+
+
+def test_images_in_the_cache_are_not_said_to_be_encoded(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDRSCLIP_CACHE", str(tmp_path))
+    keys = {"backbone": str(tiny_folder), "data.scenes.count": "32", "data.image_size": "16"}
+    config = resolve(Config, {}, [*keys.items()])
+    task, said = load_task(config), []
+    for kind in (io.StringIO, io.StringIO, Terminal):
+        stream = kind()
+        encode_images(config, task, Progress(console=Console(file=stream, highlight=False)))
+        said.append(stream.getvalue())
+    assert "encoding images: 32/32 images" in said[0]
+    assert said[1:] == ["", ""]

@@ -105,7 +105,7 @@ def check(command: list[str]) -> None:
     program, *words = command
     if program in OURS:
         known, rest = arguments.parser().parse_known_args(words)
-        overrides = arguments.overrides(rest)
+        overrides = arguments.overrides(rest, known.parser)
         kind = configuration.PretrainConfig if known.verb == "pretrain" else configuration.Config
         file = getattr(known, "config", None)
         written = configuration.load_file(file) if file else {}

@@ -24,9 +24,11 @@ class Clients(abc.ABC):
         pooled: all test images of these clients, as positions in the source.
         unseen: further clients, numbered from 0 by themselves, who never train and own none of these images; None
             where there are none.
+        names: what people call the clients, by number; empty where they are called by their numbers alone.
     """
 
     unseen: "Clients | None" = None
+    names: tuple[str, ...] = ()
 
     @property
     @abc.abstractmethod
@@ -163,11 +165,13 @@ class PartitionedClients(Clients):
     Attributes:
         partition: who owns which image.
         made_by: the configuration that says how they were drawn, where that is kept.
+        names: see `Clients`; they change nothing that is computed.
     """
 
     partition: Partition
     unseen: "PartitionedClients | None" = None
     made_by: Config | None = dataclasses.field(default=None, compare=False)
+    names: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
     def __repr__(self) -> str:
         train, test = len(self.partition.train_order), len(self.partition.test_order)

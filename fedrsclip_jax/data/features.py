@@ -105,7 +105,7 @@ def encode(
         cache_dir: holds the entries.
         batch_size: pictures a call of the encoder; the last call has fewer.
         skip_unreadable: go on past images that cannot be decoded. The cache is the same either way.
-        progress: called with (images done, images in all), counted over all views.
+        progress: called with (images done, images in all), counted over all views; not where all are in the cache.
 
     Raises:
         InputError: an unreadable image (unless skipped), no images, views < 1, or a `cache_dir` that cannot
@@ -117,16 +117,19 @@ def encode(
     if len(source) == 0:
         raise InputError("there are no images to encode; give a data.source with images")
     identities = _identities(source, key, views, seed)
-    arrays, readable = [], np.ones(len(source), bool)
+    arrays, readable, working = [], np.ones(len(source), bool), False
     for step, (view, identity) in enumerate(identities.items()):
 
         def report(done: int, before: int = step * len(source)) -> None:
+            nonlocal working
+            working = True
             if progress is not None:
                 progress(before + done, len(identities) * len(source))
 
         job = _Job(source, encoder, view, seed, batch_size, skip_unreadable, report)
         array, can_read = _entry(Path(cache_dir), identity, job)
-        report(len(source))
+        if working:
+            report(len(source))
         arrays.append(array)
         readable &= can_read
     return Features(arrays[0], tuple(arrays[1:] or arrays), readable)

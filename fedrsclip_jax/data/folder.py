@@ -115,7 +115,9 @@ def _left_out(root: Path, below: list[Path]) -> list[str]:
     if below:
         remarks.append(f"{root}: left out are {kinds(below)}, as {_formats()}")
     loose = [file for file in root.iterdir() if is_image(file) and file.is_file() and not file.name.startswith(".")]
-    if loose:
+    if len(loose) == 1:
+        remarks.append(f"{root}: left out is {loose[0].name}, an image that is in no class folder")
+    elif loose:
         remarks.append(f"{root}: left out are {len(loose)} images that are in no class folder, such as {loose[0].name}")
     return remarks
 

@@ -44,12 +44,15 @@ def owned(
     owner: Sequence[Hashable] | Mapping[Any, Hashable],
     train: Int[np.ndarray, "train"],
     test: Int[np.ndarray, "test"],
-) -> Partition:
+) -> tuple[Partition, tuple[str, ...]]:
     """The images of a split by who owns them; clients are numbered in the order of their names.
 
     Args:
         owner: of each image of the source, in its order; or by position or path, where the others are nobody's. None
             is nobody.
+
+    Returns:
+        The partition, and what the clients are called; nothing where that is their numbers.
 
     Raises:
         InputError: not one owner an image, an image that is not there, or a client without a training image.
@@ -72,7 +75,8 @@ def owned(
         raise InputError(f"owner: {who} no training image; give one, or leave it out")
     if not len(sides[1][0]):
         raise InputError("owner: the clients have no test image; give some of theirs as test")
-    return Partition(*sides[0], *sides[1])
+    called = tuple(str(name) for name in names)
+    return Partition(*sides[0], *sides[1]), () if called == tuple(map(str, range(len(names)))) else called
 
 
 def _dealt(

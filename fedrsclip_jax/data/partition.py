@@ -142,6 +142,7 @@ def partition(
     seed: int,
     domain_names: Sequence[str] | None = None,
     tests: Int[np.ndarray, "tests"] | None = None,
+    may_share: bool = True,
 ) -> Partition:
     """Deals the training and test images out to clients, each image to exactly one, by a seeded draw.
 
@@ -161,6 +162,7 @@ def partition(
         domain_names: what messages call the sensors; by default their numbers.
         tests: images that are dealt out in place of `test_index`, by the same rule; who owns which training image
             stays as it is with `test_index`.
+        may_share: whether clients that share images are another way where there are too few.
 
     Raises:
         InputError: a value out of range, or a partition that cannot be had from these images.
@@ -172,13 +174,7 @@ def partition(
         raise InputError(f"partition.clients={clients} is out of range; give at least 1")
     if min_examples < 1:
         raise InputError(f"partition.min_examples={min_examples} is out of range; give at least 1")
-    if clients * min_examples > len(train_index):
-        raise InputError(
-            f"partition.clients={clients} with partition.min_examples={min_examples} need "
-            f"{clients * min_examples} training images and there are {len(train_index)}; "
-            f"give at most {len(train_index) // min_examples} clients, or partition.kind=virtual, whose clients "
-            "share images"
-        )
+    _check_enough(clients, min_examples, len(train_index), may_share)
     if kind == "dirichlet" and not (math.isfinite(alpha) and alpha > 0):
         raise InputError(f"partition.alpha={alpha} is out of range; give a finite number above 0, such as 0.1")
 
@@ -213,6 +209,27 @@ def partition(
     alike = kind in ("iid", "domain")
     tests = _even(test_sizes, owners) if alike else _follow(test_sizes, counts, owners)
     return Partition(*_deal(train_groups, counts), *_deal(test_groups, tests))
+
+
+def _check_enough(clients: int, min_examples: int, images: int, may_share: bool) -> None:
+    """Refuses fewer training images than the clients need."""
+    if clients * min_examples <= images:
+        return
+    ways = []
+    if most := images // min_examples:
+        ways.append(f"at most {most} client{'s' * (most > 1)}")
+    if each := images // clients:
+        ways.append(f"partition.min_examples={each}")
+    if not ways:
+        ways.append("more images to train on")
+        if images:
+            ways.append(f"at most {images} client{'s' * (images > 1)} with partition.min_examples=1")
+    if may_share:
+        ways.append("partition.kind=virtual, whose clients share images")
+    raise InputError(
+        f"partition.clients={clients} with partition.min_examples={min_examples} need {clients * min_examples} "
+        f"training image{'s' * (clients * min_examples > 1)} and there are {images}; give {', or '.join(ways)}"
+    )
 
 
 def _grouped(groups: np.ndarray, num_groups: int, index: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
@@ -310,7 +327,8 @@ def _sensor_clients(images: np.ndarray, names: Sequence[str], clients: int, min_
     if sensors < 2:
         raise InputError(
             "partition.kind='domain' needs images of at least two sensors and these are of one; "
-            "use data.source=scenes with several domains, several sources, or another partition.kind"
+            "use data.source=scenes with several domains, several sources, a folder whose folders are domains by "
+            "data.layout=domains, or another partition.kind"
         )
     if clients < sensors:
         raise InputError(f"partition.clients={clients} is less than the {sensors} sensors; give at least {sensors}")

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from fedrsclip_jax.evidence import Evidence
 from fedrsclip_jax.report.drawing import (
@@ -135,14 +136,21 @@ def by_client(summary: dict[str, Any], name: Callable[[int], str]) -> Chart:
     axes.set(ylabel="accuracy on own images, %", ylim=(0, 100))
     figure.legend(loc="outside upper left", ncols=3, fontsize=8, handlelength=1.2)
     gained = values[:, 0] - values[:, 1]
-    said = f"{np.sum(gained > 0)} of {len(tested)} clients gained over zero-shot, {np.sum(gained < 0)} lost"
-    if len(tested):
+    called = [name(ids[i]) for i in tested]
+    return Chart("clients", "Accuracy of each client", svg(figure, "clients"), _gains(gained, called))
+
+
+def _gains(gained: Float[np.ndarray, " clients"], names: Sequence[str]) -> str:
+    """Who gained over zero-shot and who lost, and how much, in points."""
+    if len(gained) == 1:
+        return f"Client {names[0]}, the only one that is scored: {gained[0]:+.1f} points over zero-shot."
+    said = f"{np.sum(gained > 0)} of {len(gained)} clients gained over zero-shot, {np.sum(gained < 0)} lost"
+    if len(gained):
         worst, best = int(np.argmin(gained)), int(np.argmax(gained))
-        said += (
-            f"; from {gained[worst]:+.1f} points (client {name(ids[tested[worst]])}) to {gained[best]:+.1f} "
-            f"(client {name(ids[tested[best]])})"
-        )
-    return Chart("clients", "Accuracy of each client", svg(figure, "clients"), f"{said}.")
+        low, high = f"{gained[worst]:+.1f}", f"{gained[best]:+.1f}"
+        said += f"; from {low} points (client {names[worst]}) to {high} (client {names[best]})" * (low != high)
+        said += f"; each by {low} points" * (low == high and bool(gained.any()))
+    return f"{said}."
 
 
 @for_page
@@ -161,17 +169,34 @@ def owners(found: Evidence, class_names: Sequence[str], clients: int, name: Call
     axes.set_yticks(range(classes), [class_names[c] for c in most_common], fontsize=8)
     axes.set_xticks(range(many), [str(owner) for owner in found.owners], fontsize=8)
     axes.set(xlim=(-0.7, many - 0.3), ylim=(classes - 0.4, -0.6), xlabel="client")
-    sizes, kinds = found.train.sum(axis=1), np.count_nonzero(found.train, axis=1)
-    small, large = int(np.argmin(sizes)), int(np.argmax(sizes))
-    few, most = name(int(found.owners[small])), name(int(found.owners[large]))
     of = f"{many} of the clients that are scored, of {clients:,} in all. " if many < clients else ""
     of += f"The {classes} most common of {len(class_names)} classes. " if classes < len(class_names) else ""
     said = (
-        f"{of}Blue: training images, the largest bubble {largest}; orange: test images. Client {few} has the fewest "
-        f"images ({sizes[small]}), {most} the most ({sizes[large]}); half of the clients own "
-        f"{int(np.median(kinds))} classes or fewer."
+        f"{of}Blue: training images, the largest bubble {largest}; orange: test images. "
+        f"{_sizes(found.train, [name(int(owner)) for owner in found.owners])}"
     )
     return Chart("owners", "Who owns what", svg(figure, "owners"), said, wide=many > 16)
+
+
+def _sizes(train: Int[np.ndarray, "owners classes"], names: Sequence[str]) -> str:
+    """Who has the fewest training images and who the most, and of how many classes."""
+    sizes, kinds = train.sum(axis=1).tolist(), np.count_nonzero(train, axis=1).tolist()
+    small, large = int(np.argmin(sizes)), int(np.argmax(sizes))
+    if len(names) == 1:
+        return f"Client {names[0]} has {_counted(sizes[0], 'image')} of {_counted(kinds[0], 'class')}."
+    if sizes[small] == sizes[large]:
+        said = f"Each client has {_counted(sizes[0], 'image')}"
+    else:
+        said = f"Client {names[small]} has the fewest images ({sizes[small]}), {names[large]} the most ({sizes[large]})"
+    if min(kinds) == max(kinds):
+        return f"{said}; each owns {_counted(kinds[0], 'class')}."
+    return f"{said}; half of the clients own {_counted(int(np.median(kinds)), 'class')} or fewer."
+
+
+def _counted(count: int, what: str) -> str:
+    """A number with its word, such as `1 class` and `2 classes`."""
+    ending = "" if count == 1 else "es" if what.endswith("s") else "s"
+    return f"{count} {what}{ending}"
 
 
 @for_page
@@ -216,7 +241,7 @@ def confusion(found: Evidence, class_names: Sequence[str], shares: bool) -> Char
 
 
 @for_page
-def texts(found: Evidence, class_names: Sequence[str]) -> Chart | None:
+def texts(found: Evidence, class_names: Sequence[str], name: Callable[[int], str] = str) -> Chart | None:
     """Text features of each class in two dimensions, and how far private prompts moved from the shared one."""
     if not len(found.shared) or not len(found.private):
         return None
@@ -247,7 +272,7 @@ def texts(found: Evidence, class_names: Sequence[str]) -> Chart | None:
     said = (
         f"The two directions that differ most hold {percent(share)} % of the variance. Between shared and private "
         f"texts the mean cosine is {cosines.mean():.3f}; farthest moved is {class_names[c]} of client "
-        f"{found.movers[client]} ({cosines[client, c]:.3f})."
+        f"{name(int(found.movers[client]))} ({cosines[client, c]:.3f})."
     )
     return Chart("texts", "Where the prompts put the classes", svg(figure, "texts"), said)
 
@@ -293,9 +318,13 @@ def side_by_side(runs: dict[str, Sequence[dict[str, Any]]], part: tuple[str, str
         axes.set(xlabel="accuracy, %", xlim=(0, 110), xticks=range(0, 101, 20), yticks=[])
     figure.legend(loc="outside lower left", ncols=1 if len(runs) < 3 else 2, fontsize=7, handlelength=1.2)
     ends.sort(reverse=True)
-    said = (
-        f"At the end {ends[0][1]} stands highest ({ends[0][0]:.1f} %) and {ends[-1][1]} lowest ({ends[-1][0]:.1f} %)."
-    )
+    (most, best), (least, worst) = ends[0], ends[-1]
+    if len(ends) == 1:
+        said = f"At the end {best} stands at {most:.1f} %."
+    elif f"{most:.1f}" == f"{least:.1f}":
+        said = f"At the end all {len(ends)} stand at {most:.1f} %."
+    else:
+        said = f"At the end {best} stands highest ({most:.1f} %) and {worst} lowest ({least:.1f} %)."
     return Chart(name, title, svg(figure, name), said)
 
 

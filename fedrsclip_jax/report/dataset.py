@@ -18,6 +18,7 @@ from fedrsclip_jax.data.clients import SPLITS, Clients
 from fedrsclip_jax.data.joined import Joined
 from fedrsclip_jax.data.published import published
 from fedrsclip_jax.data.sources import ImageSource, of_folders, remarks_of, split_spec
+from fedrsclip_jax.data.split import given_sides
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.report.terminal import print_table
 
@@ -35,6 +36,7 @@ class Description:
       origins: of several sources, what each class is called in each: see `Joined`; else None.
       domain_names, domain_images: sensors or sources, and images of each.
       doubles: images that are byte for byte another one.
+      kept_together: whether these are on the same side of the split, as they are where it is drawn.
       sizes: (width, height) in pixels -> pictures, of up to `LOOKED_AT` that were opened.
       unreadable: of those, pictures that cannot be read.
       num_clients: all of them, 0 where the images cannot be divided; the rest is of the first `IN_PICTURE`.
@@ -53,6 +55,7 @@ class Description:
     domain_names: tuple[str, ...]
     domain_images: list[int]
     doubles: int
+    kept_together: bool
     sizes: Counter[tuple[int, int]]
     unreadable: int
     num_clients: int
@@ -98,6 +101,7 @@ def describe(config: Config, source: ImageSource, clients: Clients | None, domai
         source.domain_names,
         np.bincount(source.domains, minlength=len(source.domain_names)).tolist(),
         len(source) - len(set(source.digests)),
+        clients is not None and given_sides(config.data.split, source) is None,
         sizes,
         unreadable,
         clients.num_clients if clients is not None else 0,
@@ -130,7 +134,8 @@ def show(found: Description, console: Console) -> None:
     if found.unreadable:
         lines.append(f"of these cannot be read, and are left out: {found.unreadable}")
     if found.doubles:
-        lines.append(f"copies of another image, which stay on its side of the split: {found.doubles}")
+        side = ", which stay on its side of the split" if found.kept_together else ""
+        lines.append(f"copies of another image{side}: {found.doubles}")
     if len(found.domain_names) > 1:
         each = ", ".join(f"{n} {i:,}" for n, i in zip(found.domain_names, found.domain_images, strict=True))
         lines.append(f"images by {'source' if found.origins else 'sensor'}: {each}")

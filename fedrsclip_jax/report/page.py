@@ -6,6 +6,7 @@ No script, no font and no picture from elsewhere. Light and dark follow the read
 import base64
 import html
 import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from PIL import Image
 from fedrsclip_jax import formats
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.evidence import Evidence
-from fedrsclip_jax.files import write_text
+from fedrsclip_jax.files import read_json, write_text
 from fedrsclip_jax.ledger import read_lines, read_training
 from fedrsclip_jax.methods import TITLES
 from fedrsclip_jax.report import charts, glossary, sweep_charts
@@ -24,6 +25,7 @@ from fedrsclip_jax.report.charts import Chart
 from fedrsclip_jax.report.percent import diverged_with, percent, percents
 from fedrsclip_jax.report.stylesheet import STYLE
 from fedrsclip_jax.report.sweep import FIGURES, figure_at, figures_of, table
+from fedrsclip_jax.workdir import STUDY
 
 FILE = "report.html"
 _NEEDED = (
@@ -136,11 +138,15 @@ def _run(folder: Path, prefix: str = "") -> tuple[str, str]:
     title = f"{method} on {summary['dataset']}, seed {summary['seed']}"
     names = summary.get("class_names") or [str(c) for c in range(summary["num_classes"])]
 
+    domains, owners = summary.get("client_domains"), summary.get("client_names")
+    called = domains or owners
+
     def client(k: int) -> str:
-        domains = summary.get("client_domains")
-        return f"{k}, {domains[k]}" if domains else str(k)
+        return f"{k}, {called[k]}" if called else str(k)
 
     scored = f", {len(own['clients']):,} of them scored" if "clients" in own else ""
+    if without := own.get("without_test"):
+        scored += f", {without:,} without a test image"
     if said := summary.get("scored"):  # runs of older versions do not say so
         scored += f", {100 * said['took_part']:.1f} % of whom took part" if said["took_part"] < 1 else ""
     body = [
@@ -170,20 +176,31 @@ def _run(folder: Path, prefix: str = "") -> tuple[str, str]:
     if found is not None:
         drawn += [
             charts.owners(found, names, summary["num_clients"], client),
-            charts.texts(found, names),
+            charts.texts(found, names, client),
             charts.confusion(found, names, shares),
         ]
     drawn.append(charts.seconds(summary["seconds"]))
     body += ["<h2>In figures</h2>", _figures([chart for chart in drawn if chart], prefix)]
     if found is not None and len(found.wrong):
         body += ["<h2>Mistakes</h2>", _mistakes(found, names, shares)]
-    if domains := summary.get("client_domains"):
-        rows = [(str(k), html.escape(domain)) for k, domain in enumerate(domains[:200])]
-        body += ["<details><summary>Sources of the clients</summary>", _table(("client", "source"), rows), "</details>"]
+    if called:
+        title_of_table, column = ("Sources of the clients", "source") if domains else ("Names of the clients", "name")
+        rows = [(str(k), html.escape(name)) for k, name in enumerate(called[:200])]
+        body.append(f"<details><summary>{title_of_table}</summary>{_table(('client', column), rows)}</details>")
     body.append(_made(summary.get("provenance")))
-    config = html.escape((folder / "config.json").read_text(encoding="utf-8"))
-    body.append(f"<details><summary>Configuration</summary><pre>{config}</pre></details>")
+    body.append(_configuration(folder))
     return title, "".join(body)
+
+
+def _configuration(folder: Path) -> str:
+    """What was asked for: of a comparison its own configuration, of which the one of its first run is a part."""
+    written = read_json(folder / "config.json")
+    for record in (STUDY, "comparison.json"):  # versions before 0.2.0 kept no study
+        whole = read_json(folder / record) if (folder / record).is_file() else {}
+        if "config" in whole:
+            written = {**{name: whole[name] for name in ("format", "version") if name in whole}, **whole["config"]}
+            break
+    return f"<details><summary>Configuration</summary><pre>{html.escape(json.dumps(written, indent=2))}</pre></details>"
 
 
 def _made(provenance: dict[str, Any] | None) -> str:
@@ -252,8 +269,7 @@ def _sweep(folder: Path) -> tuple[str, str]:
         body += ["<h2>In figures</h2>", _figures(drawn)]
     head = ("row", "seed", "zero-shot, own", "personal, own", "worst tenth", "federation, pooled", "")
     body += [f"<details><summary>{len(runs)} runs</summary>", _table(head, runs), "</details>"]
-    config = html.escape((folder / "config.json").read_text(encoding="utf-8"))
-    body.append(f"<details><summary>Configuration</summary><pre>{config}</pre></details>")
+    body.append(_configuration(folder))
     return title, "".join(body)
 
 

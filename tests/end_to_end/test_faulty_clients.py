@@ -29,10 +29,10 @@ QUICKSTART = REPOSITORY / "configs" / "quickstart.py"
 def train(tiny_folder, tmp_path):
     """Runs the command line; gives the summary and the lines of `metrics.jsonl`, neither of which may hold a NaN."""
 
-    def run(*flags: str) -> tuple[dict, list[dict]]:
+    def run(*flags: str, quiet: bool = True) -> tuple[dict, list[dict]]:
         workdir = tmp_path / "run"
-        words = ("train", "--quiet", *SMALL, f"--config.backbone={tiny_folder}", f"--workdir={workdir}", *flags)
-        assert cli.main(words) == 0
+        words = ("train", *SMALL, f"--config.backbone={tiny_folder}", f"--workdir={workdir}", *flags)
+        assert cli.main([*words, *["--quiet"] * quiet]) == 0
 
         def never(constant):
             raise AssertionError(f"{constant} in a run's results")
@@ -74,16 +74,19 @@ def test_rounds_in_which_nobody_answers_are_counted(train):
     assert summary["bytes_sent"] == (8 - sum(silent)) * summary["uplink_bytes_per_client_round"]
 
 
-def test_poor_clients_are_counted_and_never_a_nan(train, tmp_path):
+def test_poor_clients_are_counted_and_never_a_nan(train, tmp_path, capfd):
     """Some with a single image, or of a single class, or without an image to test on."""
     photographs(tmp_path / "photos", {"river": 12, "lake": 12, "forest": 12})
     flags = ("--config.partition.clients=12", "--config.partition.alpha=0.05", "--config.partition.min_examples=1")
-    summary, _ = train(f"--config.data.source=folder:{tmp_path / 'photos'}", *flags)
+    summary, _ = train(f"--config.data.source=folder:{tmp_path / 'photos'}", *flags, quiet=False)
     with np.load(tmp_path / "run" / "partition.npz") as owners:
         train_counts, test_counts = (np.diff(owners[f"{split}_offsets"]) for split in ("train", "test"))
     assert train_counts.min() == 1
     assert test_counts.min() == 0
-    assert summary["personalised"]["without_test"] == np.sum(test_counts == 0)
+    without = np.sum(test_counts == 0)
+    assert summary["personalised"]["without_test"] == without
+    assert summary["num_scored_clients"] == 12 - without
+    assert f"seed 0: {without} of 12 clients have no test image and are not scored" in capfd.readouterr().err
     accuracies = summary["personalised"]["per_client"]
     assert [accuracy is None for accuracy in accuracies] == (test_counts == 0).tolist()
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,20 @@ def test_the_round_that_validation_chose_is_scored_on_images_never_seen(chosen, 
     said = capsys.readouterr().out
     assert said.startswith(f"after round {best}\n")
     assert f"{100 * by_hand(best, tests):.1f}" in said
+
+
+def test_which_run_of_a_comparison_is_scored_is_said(chosen, tmp_path, capsys):
+    shutil.copytree(chosen, tmp_path / "several")
+    for name in ("fedrsclip-seed10", "fedrsclip-seed2", "unfinished-seed0"):
+        (tmp_path / "several" / "compared" / name).mkdir(parents=True)
+        if name.startswith("fedrsclip"):
+            shutil.copy(chosen / "summary.json", tmp_path / "several" / "compared" / name)
+    assert cli.main(["evaluate", "--quiet", f"--workdir={tmp_path / 'several'}"]) == 0
+    first, second = capsys.readouterr().out.splitlines()[:2]
+    assert first == f"after round {ROUNDS}"
+    others = "compared/fedrsclip-seed2, compared/fedrsclip-seed10"
+    where = f"are in {tmp_path / 'several'}: {others}"
+    assert second == f"this is FedRSCLIP, seed 0; the other runs of its comparison {where}"
 
 
 @pytest.mark.parametrize(
