@@ -3,7 +3,8 @@
 #   launch/local.sh train      trains on the embedded data (any flag of `fedrsclip train` may follow)
 #   launch/local.sh test       runs all tests (any flag of pytest may follow)
 #   launch/local.sh VERB ...   any other verb of fedrsclip
-# PYTHON names the interpreter that makes the environment (3.11 or newer); VENV the environment's folder.
+# PYTHON names the interpreter that makes the environment (3.11 or newer); VENV the environment's folder; EXTRAS what is
+# installed of setup.cfg's extras, such as onnx,test; without it, test.
 set -euo pipefail
 top="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 venv="${VENV:-$top/.venv}"
@@ -26,7 +27,7 @@ fi
 stamp="$venv/.installed-$(cat "$top/setup.cfg" "$top/setup.py" "$top/pyproject.toml" | cksum | tr -d ' \t')"
 if [ ! -f "$stamp" ]; then
   echo "launch/local.sh: installing into $venv (once; a few minutes)" >&2
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "${top}[test]"
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "${top}[${EXTRAS:-test}]"
   touch "$stamp"
 fi
 
