@@ -8,13 +8,15 @@ from pathlib import Path
 
 # The tests compile some five thousand programs and run most of them for an instant, so that compiling takes three times
 # as long as everything else. They are compiled with few optimisations, those of processes that are started here too,
-# except in files marked `optimised`, with --nightly, or where FEDRSCLIP_TESTS_OPTIMISED says so.
+# and in files marked `optimised` with more; with --nightly, or where FEDRSCLIP_TESTS_OPTIMISED says so, as for users.
 if "--nightly" in sys.argv:
     os.environ["FEDRSCLIP_TESTS_OPTIMISED"] = "1"
 if not os.environ.get("FEDRSCLIP_TESTS_OPTIMISED"):
-    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    flags = "--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true"
     if version("jaxlib").startswith("0.10."):  # newer ones have no such flag, and end at a flag that they do not know
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+        flags += " --xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 

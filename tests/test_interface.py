@@ -18,8 +18,6 @@ from fedrsclip_jax.data.scenes import CLASSES
 from fedrsclip_jax.data.virtual import virtual_clients
 from tests.conftest import REPOSITORY, xla_flags
 
-pytestmark = pytest.mark.newest
-
 SCENES = {"scenes__count": 64, "image_size": 32}
 CLIENTS = {"clients": 2, "min_examples": 1}
 STEPS = {"local__learning_rate": 0.1, "local__batch_size": 8, "spmd__devices": 1}

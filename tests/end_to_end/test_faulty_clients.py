@@ -22,6 +22,8 @@ from tests.conftest import REPOSITORY
 from tests.end_to_end.conftest import photographs
 from tests.end_to_end.test_resume import SMALL
 
+pytestmark = pytest.mark.optimised
+
 QUICKSTART = REPOSITORY / "configs" / "quickstart.py"
 
 
