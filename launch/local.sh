@@ -35,8 +35,8 @@ verb="$1"
 shift
 if [ "$verb" = test ]; then
   cd "$top"
-  # A file stays with one process, which then compiles its programs once; long files come first.
-  exec "$venv/bin/python" -m pytest --numprocesses=auto --dist=loadfile "$@"
+  # A file stays with one process, which then compiles its programs once; tests/conftest.py orders them.
+  exec "$venv/bin/python" -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder "$@"
 fi
 export FEDRSCLIP_LAUNCHER="${FEDRSCLIP_LAUNCHER:-$0}" # of the line that says how to go on
 exec "$venv/bin/fedrsclip" "$verb" "$@"

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections import Counter
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -61,6 +62,10 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
+    # Files with the most long tests come first, so that no process is left with one of them at the end.
+    of_file = Counter(item.path for item in items)
+    long = Counter(item.path for item in items if item.get_closest_marker("long"))
+    items.sort(key=lambda item: (-long[item.path], -of_file[item.path], item.path))
     if not config.getoption("--nightly"):
         soak = pytest.mark.skip(reason="a soak test, which --nightly runs")
         for item in items:
