@@ -70,6 +70,17 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--config", metavar="FILE[:ARG]", required=not default, help=meaning)
         sub.add_argument("--help-config", action=_HelpConfig, nargs=0, help="print every configuration key, and end")
 
+    def written(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--tensorboard", action="store_true", help="event files in WORKDIR/tensorboard, a folder a run"
+        )
+        sub.add_argument(
+            "--report",
+            action=argparse.BooleanOptionalAction,
+            default=True,
+            help="draw report.html (default); without, an older one is removed, and `fedrsclip report` draws it later",
+        )
+
     train = verb(
         "train",
         verbs.train,
@@ -94,7 +105,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="print what would run, its bytes, memory and time, measured on a few rounds; write nothing",
     )
-    train.add_argument("--tensorboard", action="store_true", help="event files in WORKDIR/tensorboard, a folder a run")
+    written(train)
 
     sweep = verb(
         "sweep",
@@ -108,7 +119,7 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument("--workdir", type=_path, help="folder for results, new or of a sweep to go on with")
     sweep.add_argument("--allow-changed", metavar="KEY,...", default="", help="as of train, of each run")
     sweep.add_argument("--dry-run", action="store_true", help="as of train; a sweep takes less, side by side")
-    sweep.add_argument("--tensorboard", action="store_true", help="event files in WORKDIR/tensorboard, a folder a run")
+    written(sweep)
 
     evaluate = verb(
         "evaluate",

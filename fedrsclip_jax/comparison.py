@@ -21,7 +21,7 @@ from fedrsclip_jax.interrupt import Interrupt
 from fedrsclip_jax.methods import TITLES
 from fedrsclip_jax.progress import Progress
 from fedrsclip_jax.report.glossary import BELOW_TABLE
-from fedrsclip_jax.report.page import write_report
+from fedrsclip_jax.report.page import remove_report, write_report
 from fedrsclip_jax.report.percent import diverged_with, percents
 from fedrsclip_jax.report.terminal import print_table
 from fedrsclip_jax.task import Task, encode_images, load_task
@@ -90,6 +90,7 @@ def compare(
     allowed: Sequence[str] = (),
     *,
     tensorboard: bool = False,
+    report: bool = True,
 ) -> dict[str, Any]:
     """Runs method and baselines for every seed, or goes on with what an earlier start has left undone.
 
@@ -100,6 +101,8 @@ def compare(
     Args:
       interrupt, allowed: see `experiment.run`.
       tensorboard: whether to write event files, below `folder/tensorboard/` a folder a run.
+      report: whether to draw `report.html`, of the comparison and of each run; otherwise older ones are removed, which
+        would show less than what has been run.
 
     Returns:
       The comparison: `rows` by name, `paired_on_clients`, which are differences of the method to each other row, and
@@ -113,6 +116,7 @@ def compare(
     if tensorboard:
         with distributed.together():
             events.check_installed()
+    draw = write_report if report else remove_report
     planned = plan(config, folder)
     with workdir.claim(folder, progress.say):
         planned.check_earlier(allowed)  # before the images are encoded, too
@@ -150,7 +154,7 @@ def compare(
                 finished.append(summary)
                 if len(planned.runs) > 1:  # or the only page is written below
                     with distributed.together():
-                        write_report(own)
+                        draw(own)
             encode_seconds = 0.0  # it was spent once
         if not any(summaries.values()):
             raise _not_converged(diverged, len(planned.runs))
@@ -160,7 +164,7 @@ def compare(
             formats.write(folder / "comparison.json", result)
             if not (folder / "config.json").is_file():  # the run of `folder` itself had no sound round, and left none
                 formats.write(folder / "config.json", to_dict(planned.runs[0][0]))
-            write_report(folder)  # once more, with the comparison
+            draw(folder)  # once more, with the comparison
         return result
 
 

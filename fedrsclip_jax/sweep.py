@@ -29,7 +29,7 @@ from fedrsclip_jax.interrupt import Interrupt
 from fedrsclip_jax.ledger import read_lines
 from fedrsclip_jax.methods import find_method
 from fedrsclip_jax.progress import Progress, Whole
-from fedrsclip_jax.report.page import write_report
+from fedrsclip_jax.report.page import remove_report, write_report
 from fedrsclip_jax.report.sweep import write_results
 from fedrsclip_jax.task import Task, encode_images, load_task
 
@@ -116,6 +116,7 @@ def sweep(
     allowed: Sequence[str] = (),
     *,
     tensorboard: bool = False,
+    report: bool = True,
 ) -> dict[str, Any]:
     """Runs all rows with all their seeds, or goes on with what an earlier start has left undone.
 
@@ -124,6 +125,7 @@ def sweep(
     Args:
       interrupt, allowed: see `experiment.run`.
       tensorboard: whether to write event files, below `folder/tensorboard/` a folder a run.
+      report: whether to draw `report.html`, of the sweep and of each run; otherwise older ones are removed.
 
     Returns:
       What `sweep.json` says: the rows with their results.
@@ -134,6 +136,7 @@ def sweep(
     """
     if tensorboard:
         events.check_installed()
+    draw = write_report if report else remove_report
     task, homes, groups = plan(grid, folder, allowed)
     whole = Whole(sum(member.config.rounds for group in groups for member in group))
     with workdir.claim(folder, progress.say):
@@ -149,11 +152,11 @@ def sweep(
                 interrupt.leave(f"{number} of {len(groups)} groups of runs are done")
             part = progress.program(number + 1, len(groups), whole)
             written = folder / events.FOLDER if tensorboard else None
-            programs += _run_group(group, task, features, part, interrupt, allowed, written)
+            programs += _run_group(group, task, features, part, interrupt, allowed, written, draw)
         result = _tell(grid, homes, programs)
         formats.write(folder / "sweep.json", result)
         write_results(result, folder)
-        write_report(folder)
+        draw(folder)
         return result
 
 
@@ -238,8 +241,9 @@ def _run_group(
     interrupt: Interrupt,
     allowed: Sequence[str],
     event_files: Path | None,
+    draw: Callable[[Path], object],
 ) -> int:
-    """Trains, evaluates and saves some runs side by side; in how many programs."""
+    """Trains, evaluates and saves some runs side by side, and draws their pages; in how many programs."""
     whole = progress.whole
     assert whole is not None
     pending = []
@@ -301,7 +305,7 @@ def _run_group(
         for run in runs:
             if not _mark(run.folder).is_file():
                 run.summarise()
-                write_report(run.folder)
+                draw(run.folder)
         follow()
     return len(signatures)
 

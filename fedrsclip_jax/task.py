@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -462,10 +462,14 @@ def _width(task: Task, grid: int | None) -> int:
 
 def _entries(config: Config, task: Task, grid: int | None) -> dict[str, Any]:
     """Where features lie in the cache, those with patches apart from others; see `features.encode`."""
-    _, settings = preprocess.load_preprocess(task.folder)
     # Where products are rounded, each kind of device does it in its own way.
     products = "full" if same_everywhere(config.dtype) else f"of {jax.default_backend()}"
-    key = {"weights": task.digest, "preprocess": settings, "dtype": config.dtype, "products": products}
+    key = {
+        "weights": task.digest,
+        "preprocess": preprocess.settings_digest(task.folder),
+        "dtype": config.dtype,
+        "products": products,
+    }
     return {
         "key": key if grid is None else {**key, "patches": str(grid)},
         "views": config.data.views,
@@ -475,8 +479,9 @@ def _entries(config: Config, task: Task, grid: int | None) -> dict[str, Any]:
 
 
 def _encoder(task: Task, grid: int | None) -> features.Encoder:
-    prepare, _ = preprocess.load_preprocess(task.folder)
-    return image_encoder(task.clip, prepare, grid=grid)
+    """Loads its preprocessing at its first call, as mostly all images are in the cache."""
+    prepare = cache(lambda: preprocess.load_preprocess(task.folder))
+    return image_encoder(task.clip, lambda images: prepare()(images), grid=grid)
 
 
 def image_encoder(

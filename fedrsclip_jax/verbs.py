@@ -50,7 +50,9 @@ def train(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     if own:
         progress.say(f"{known.workdir}: with the configuration that it was started with")
     with Interrupt(quiet=quiet) as interrupt:
-        result = comparison.compare(config, known.workdir, progress, interrupt, allowed, tensorboard=known.tensorboard)
+        result = comparison.compare(
+            config, known.workdir, progress, interrupt, allowed, tensorboard=known.tensorboard, report=known.report
+        )
     if distributed.first():
         comparison.show(result, Console())
         print(f"results in {known.workdir}")
@@ -81,7 +83,9 @@ def sweep(known: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
         return
     compilation.keep_on_disk()
     with Interrupt(quiet=known.quiet) as interrupt:
-        result = sweep(read, known.workdir, progress, interrupt, allowed, tensorboard=known.tensorboard)
+        result = sweep(
+            read, known.workdir, progress, interrupt, allowed, tensorboard=known.tensorboard, report=known.report
+        )
     show(result, Console())
     print(f"results in {known.workdir}")
 

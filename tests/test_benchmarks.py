@@ -21,7 +21,7 @@ PROMISED = {
     "population --rounds 4 --turns 2 --cohort 8": {"round_time_ratio_1e6_to_1e3", "round_time_ratio_1e9_to_1e3"},
     "round --quick --repeats 1": {"wasted_lane_share", "compile_seconds", "reduced_bytes"},
     "attention": {"text_speedup", "images_speedup"},
-    "sweep --rounds 1 --alone 1 --weights 0 1 --seeds 1 --scenes 320": {"wall_ratio"},
+    "sweep --cold --rounds 1 --alone 1 --weights 0 1 --seeds 1 --scenes 320": {"wall_ratio"},
 }
 OF_TORCH = {"text_speedup_c21", "step_speedup_c21", "speedup", "torch_ratio_1k"}
 

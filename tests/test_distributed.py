@@ -27,6 +27,7 @@ pytestmark = pytest.mark.optimised
 LAUNCH = REPOSITORY / "launch"
 SMALL = (
     "--quiet",
+    "--no-report",
     f"--config={REPOSITORY / 'configs/quickstart.py'}",
     "--config.seeds=1",
     "--config.baselines=",

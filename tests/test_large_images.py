@@ -103,7 +103,7 @@ def test_the_exported_classifier_reads_every_kind_of_file_as_training_does(tiny_
     picture.save(path, **({"transparency": 3} if kind == "palette.png" else {}))
     ours = shrink(decode(path.read_bytes()))
     np.testing.assert_array_equal(np.asarray(_rgb(path)), ours)
-    assert load_preprocess(tiny_folder)[0]([ours]).shape == (1, 32, 32, 3)
+    assert load_preprocess(tiny_folder)([ours]).shape == (1, 32, 32, 3)
 
 
 def test_bands_in_an_order_that_training_finds_by_name_are_not_taken_as_they_stand(tmp_path):

@@ -116,7 +116,7 @@ def test_probabilities_are_the_softmax_of_the_models_own_logits(run, predict, he
     Image.fromarray(noise(50, 33)).save("more/grey.tif")
     opened = open_run(run, [])
     paths = ["b.png", "more/deep/a.JPG", "more/grey.tif"]
-    pixels = load_preprocess(opened.task.folder)[0]([decode((here / p).read_bytes()) for p in paths])
+    pixels = load_preprocess(opened.task.folder)([decode((here / p).read_bytes()) for p in paths])
     features = np.asarray(opened.task.clip.encode_image(jnp.asarray(pixels)))
     for client in (None, 2):
         logits = choose(opened, restore(opened), client).logits(features)

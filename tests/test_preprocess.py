@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from transformers.models.clip import CLIPImageProcessorPil
 
-from fedrsclip_jax.clip.preprocess import MEAN, STD, load_preprocess, normalise, save_preprocess
+from fedrsclip_jax.clip.preprocess import MEAN, STD, load_preprocess, normalise, save_preprocess, settings_digest
 
 SIZES = [(32, 32), (33, 71), (64, 47), (7, 5), (1, 90), (300, 200)]
 
@@ -19,7 +19,7 @@ def pictures(sizes=SIZES) -> list[np.ndarray]:
 
 
 def test_equals_the_processor_of_transformers_channel_last(tiny_folder):
-    preprocess, _ = load_preprocess(tiny_folder)
+    preprocess = load_preprocess(tiny_folder)
     made = preprocess(pictures())
     assert made.shape == (len(SIZES), 32, 32, 3)
     assert made.dtype == np.float32
@@ -30,7 +30,7 @@ def test_equals_the_processor_of_transformers_channel_last(tiny_folder):
 
 
 def test_openai_settings(clip_tokenizer_folder):
-    preprocess, _ = load_preprocess(clip_tokenizer_folder)
+    preprocess = load_preprocess(clip_tokenizer_folder)
     made = preprocess(pictures([(256, 300), (50, 40)]))
     processor = CLIPImageProcessorPil.from_pretrained(clip_tokenizer_folder)
     expected = processor(pictures([(256, 300), (50, 40)]), return_tensors="np", input_data_format="channels_last")
@@ -40,7 +40,7 @@ def test_openai_settings(clip_tokenizer_folder):
 
 def test_written_settings_are_openais(tmp_path):
     save_preprocess(tmp_path, 224)
-    preprocess, _ = load_preprocess(tmp_path)
+    preprocess = load_preprocess(tmp_path)
     picture = pictures([(250, 240)])
     expected = CLIPImageProcessorPil()(picture, return_tensors="np", input_data_format="channels_last")
     np.testing.assert_array_equal(preprocess(picture), expected["pixel_values"].transpose(0, 2, 3, 1))
@@ -48,7 +48,7 @@ def test_written_settings_are_openais(tmp_path):
 
 def test_greyscale_is_three_equal_channels(tiny_folder):
     grey = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50), np.uint8))
-    preprocess, _ = load_preprocess(tiny_folder)
+    preprocess = load_preprocess(tiny_folder)
     (made,) = preprocess([np.asarray(grey.convert("RGB"))])
     (expected,) = CLIPImageProcessorPil.from_pretrained(tiny_folder)(grey, return_tensors="np")["pixel_values"]
     np.testing.assert_array_equal(made, expected.transpose(1, 2, 0))
@@ -57,7 +57,7 @@ def test_greyscale_is_three_equal_channels(tiny_folder):
 
 
 def test_a_picture_of_the_right_size_is_only_normalised(tiny_folder):
-    preprocess, _ = load_preprocess(tiny_folder)
+    preprocess = load_preprocess(tiny_folder)
     exact = np.stack(pictures([(32, 32), (32, 32)]))
     # Values to 2.7 in fp32, through two orders of the same three operations.
     np.testing.assert_allclose(preprocess(list(exact)), normalise(exact), rtol=0, atol=1e-6)
@@ -66,15 +66,15 @@ def test_a_picture_of_the_right_size_is_only_normalised(tiny_folder):
 
 
 def test_digest_is_of_the_settings(tiny_folder, tmp_path):
-    digest = load_preprocess(tiny_folder)[1]
+    digest = settings_digest(tiny_folder)
     shutil.copy(tiny_folder / "preprocessor_config.json", tmp_path)
-    assert load_preprocess(tmp_path)[1] == digest
+    assert settings_digest(tmp_path) == digest
     path = tmp_path / "preprocessor_config.json"
     settings = json.loads(path.read_text())
     path.write_text(json.dumps(dict(reversed(settings.items()))))
-    assert load_preprocess(tmp_path)[1] == digest
+    assert settings_digest(tmp_path) == digest
     path.write_text(json.dumps(settings | {"image_mean": [0.5, 0.5, 0.5]}))
-    assert load_preprocess(tmp_path)[1] != digest
+    assert settings_digest(tmp_path) != digest
 
 
 @pytest.mark.parametrize("written", [None, "{", "[1]", '{"size": "large"}'])

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -22,32 +23,56 @@ SHORT_SIDE = 1024  # pixels that a large picture keeps at least, several times w
 Preprocess = Callable[[Sequence[UInt8[np.ndarray, "_h _w 3"]]], Float[np.ndarray, "batch size size 3"]]
 
 
-def load_preprocess(folder: Path) -> tuple[Preprocess, str]:
-    """The image preprocessing of a CLIP folder, and the digest of its settings (for the feature cache).
+def load_preprocess(folder: Path) -> Preprocess:
+    """The image preprocessing of a CLIP folder.
 
     Raises:
       InputError: the settings are missing or cannot be used.
     """
-    path = folder / SETTINGS
-    if not path.is_file():
-        raise InputError(f"backbone: {folder} has no {SETTINGS}; download the whole folder")
+    settings = _settings(folder)
+    # Seconds where PyTorch is installed, as transformers then loads much of it.
     from transformers.models.clip import CLIPImageProcessorPil
 
     try:
-        settings = json.loads(path.read_text())
         processor = CLIPImageProcessorPil(
             **{k: v for k, v in settings.items() if k not in ("image_processor_type", "feature_extractor_type")}
         )
-    except Exception as error:  # no JSON, no object, or settings that transformers refuses
-        reason = " ".join(str(error).split())
-        raise InputError(f"backbone: {path} cannot be used ({reason}); download the folder again") from error
+    except Exception as error:  # settings that transformers refuses
+        raise _unusable(folder, error) from error
 
     def preprocess(images):
         small = [shrink(image) for image in images]
         pixels = processor(small, return_tensors="np", input_data_format="channels_last")["pixel_values"]
         return np.moveaxis(np.asarray(pixels, np.float32), 1, -1)
 
-    return preprocess, hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return preprocess
+
+
+def settings_digest(folder: Path) -> str:
+    """sha256 of the settings of a CLIP folder's preprocessing, which name cached features.
+
+    Raises:
+      InputError: the settings are missing or cannot be read.
+    """
+    return hashlib.sha256(json.dumps(_settings(folder), sort_keys=True).encode()).hexdigest()
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    path = folder / SETTINGS
+    if not path.is_file():
+        raise InputError(f"backbone: {folder} has no {SETTINGS}; download the whole folder")
+    try:
+        settings = json.loads(path.read_text())
+        if not isinstance(settings, dict):
+            raise ValueError(f"{type(settings).__name__} instead of an object")
+    except ValueError as error:
+        raise _unusable(folder, error) from error
+    return settings
+
+
+def _unusable(folder: Path, error: Exception) -> InputError:
+    reason = " ".join(str(error).split())
+    return InputError(f"backbone: {folder / SETTINGS} cannot be used ({reason}); download the folder again")
 
 
 def shrink(image: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "_height _width 3"]:

@@ -75,7 +75,7 @@ MODELS = {
         _linear,
         lambda model, folder, figures, copied: onnx.write_onnx(model, folder, figures),
         lambda model, folder, pictures, clip: onnx.run_onnx(folder, pictures.pixels),
-        lambda folder, images: onnx.run_onnx(folder, load_preprocess(folder)[0](images)),
+        lambda folder, images: onnx.run_onnx(folder, load_preprocess(folder)(images)),
         ("torch", "onnx", "onnxscript", "onnxruntime"),
         "onnx",
     ),

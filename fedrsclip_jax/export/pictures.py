@@ -54,7 +54,7 @@ def encode(
     run: FinishedRun, images: list[UInt8[np.ndarray, "_h _w 3"]]
 ) -> tuple[Float[np.ndarray, "images size size 3"], Float[np.ndarray, "images embed"]]:
     """Images as the run's image tower sees them, and its features of unit norm."""
-    prepare, _ = load_preprocess(run.task.folder)
+    prepare = load_preprocess(run.task.folder)
     pixels = prepare(images)
     return pixels, np.asarray(jax.jit(run.task.clip.encode_image)(pixels))
 

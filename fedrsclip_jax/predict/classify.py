@@ -49,7 +49,7 @@ class Classify:
         """
         self.class_names = tuple(task.source.class_names)
         self.batch = min(ENCODE_BATCH, 1 << max(expected - 1, 0).bit_length())
-        prepare, _ = load_preprocess(task.folder)
+        prepare = load_preprocess(task.folder)
         self._encode, self._logits = image_encoder(task.clip, prepare, self.batch, grid), logits
 
     def probabilities(

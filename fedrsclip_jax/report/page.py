@@ -55,6 +55,11 @@ def write_report(folder: Path, path: Path | None = None) -> Path:
     return path
 
 
+def remove_report(folder: Path) -> None:
+    """Removes the page of a folder, if there is one: it shows less than what has been run since."""
+    (folder / FILE).unlink(missing_ok=True)
+
+
 def write_joint_report(folders: Sequence[Path], path: Path) -> None:
     """Writes one page on several runs side by side.
 
@@ -251,7 +256,9 @@ def _sweep(folder: Path) -> tuple[str, str]:
                 if run["summary"]
                 else ("diverged", "", "", "")
             ),
-            f'<a href="{html.escape(run["folder"])}/{FILE}">report</a>' if run["summary"] else "",
+            f'<a href="{html.escape(run["folder"])}/{FILE}">report</a>'
+            if (folder / run["folder"] / FILE).is_file()
+            else "",
         )
         for row in result["rows"]
         for run in row["runs"]

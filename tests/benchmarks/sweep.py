@@ -3,8 +3,8 @@
     python -m tests.benchmarks.sweep [--rounds 50] [--alone 2]
 
 Four weights of PACL with four seeds, unless told otherwise. Both sides are whole processes as a user starts them, from
-nothing but images that are encoded already and programs that are compiled already. Of the separate calls only some are
-made, one of each of the first seeds, and their mean is taken for all.
+nothing but images that are encoded already and programs that are compiled already, unless `--cold`. Of the separate
+calls only some are made, one of each of the first seeds, and their mean is taken for all.
 """
 
 import argparse
@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--alone", type=int, default=2, help="separate calls that are made")
     parser.add_argument("--scenes", type=int, default=2400, help="images")
+    parser.add_argument("--cold", action="store_true", help="leave out the runs that fill the caches first")
     arguments = parser.parse_args()
     weights, seeds = arguments.weights, arguments.seeds
     print(timing.machine(), flush=True)
@@ -57,10 +58,11 @@ def main() -> None:
             keys += [f"--config.rounds={rounds}", f"--workdir={folder / into}"]
             return seconds_of(["sweep", *common, *keys], cache)
 
-        # Once for the caches; a dispatch holds as many rounds as there will be, so that the programs are the same.
-        every = min(10, arguments.rounds)
-        alone(0, every, "warm")
-        together(every, "warm-together")
+        if not arguments.cold:
+            # A dispatch holds as many rounds as there will be, so that the programs are the same.
+            every = min(10, arguments.rounds)
+            alone(0, every, "warm")
+            together(every, "warm-together")
         whole = together(arguments.rounds, "together")
         each = [alone(number, arguments.rounds, f"alone{number}") for number in range(arguments.alone)]
     runs = len(weights) * seeds

@@ -13,6 +13,7 @@ from fedrsclip_jax import cli
 
 # Sixty-four scenes are four a class: three to train and one to test. Two clients, so that a run is short.
 SMALL = (
+    "--no-report",
     "--config.data.scenes.count=64",
     "--config.data.image_size=16",
     "--config.partition.clients=2",

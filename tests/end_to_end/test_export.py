@@ -18,6 +18,7 @@ from tests.conftest import REPOSITORY
 from tests.runs import ACCENTS, CLIENTS, PLAIN, ROUNDS, finished
 
 SMALL = (
+    "--no-report",
     "--config.data.scenes.count=320",
     "--config.data.image_size=32",
     "--config.partition.clients=4",

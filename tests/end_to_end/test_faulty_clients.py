@@ -104,17 +104,18 @@ ATTACKS = {
 }
 # Points that an attack takes from the mean at least. Random tokens say nothing to the tower, so that they leave what
 # there is without a prompt (zero-shot), and take away what training has gained.
-BREAKS = {"turned sign": 5, "scaled": 5, "random": 1}
+BREAKS = {"turned sign": 5, "scaled": 5, "random": 3}
 
 
 @pytest.fixture(scope="module")
 def quickstart():
-    """Accuracy in points on the clients' own images of the quickstart's PromptFL after 20 rounds, one seed.
+    """Accuracy in points on the clients' own images of PromptFL on a third of the quickstart's, 20 rounds, one seed.
 
     The first client sends garbage, which is put in place of its change where the server reads it.
     """
     written = configuration.load_file(str(QUICKSTART))
-    base = configuration.resolve(configuration.Config, written, [("method.name", "promptfl"), ("rounds", "20")])
+    few = [("method.name", "promptfl"), ("rounds", "20"), ("data.scenes.count", "800")]
+    base = configuration.resolve(configuration.Config, written, few)
     task = load_task(base)
     features = encode_images(base, task, Progress(quiet=True))
 

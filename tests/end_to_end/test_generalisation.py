@@ -31,7 +31,7 @@ def shares(logits: np.ndarray, labels: np.ndarray) -> float:
 @pytest.mark.long
 def test_a_run_with_both_from_training_to_the_report(tiny_folder, tmp_path, capfd):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert cli.main(words("train", tiny_folder, *BOTH, f"--workdir={whole}")) == 0
+    assert cli.main(words("train", tiny_folder, *BOTH, "--report", f"--workdir={whole}")) == 0
     said = capfd.readouterr().out
     for title in ("clients that never trained", "base classes, new classes, harmonic mean"):
         assert title in said

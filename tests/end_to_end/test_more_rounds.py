@@ -23,6 +23,7 @@ KINDS = {
 }
 SMALL = (
     "--quiet",
+    "--no-report",
     "--config=none.py",
     "--config.data.scenes.count=96",
     "--config.data.image_size=16",

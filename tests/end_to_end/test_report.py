@@ -28,7 +28,7 @@ def run(tmp_path_factory, tiny_folder):
     (place / "photos" / "classnames.txt").write_text(f"Oil = {HOSTILE}\n")
     flags = ("--config.rounds=4", "--config.baselines=promptfl", f"--config.data.source=folder:{place / 'photos'}")
     own = (f"--config.backbone={tiny_folder}", f"--workdir={place / 'run'}", "--config.partition.min_examples=1")
-    assert cli.main(["train", "--quiet", *SMALL, *flags, *own]) == 0
+    assert cli.main(["train", "--quiet", *SMALL, "--report", *flags, *own]) == 0
     return place / "run"
 
 

@@ -28,6 +28,7 @@ from tests.end_to_end.conftest import photographs
 pytestmark = pytest.mark.optimised
 
 SMALL = (
+    "--no-report",
     f"--config={REPOSITORY / 'configs' / 'quickstart.py'}",
     "--config.seeds=1",
     "--config.baselines=",

@@ -58,7 +58,7 @@ def check_same_run(folder, alone) -> None:
 @pytest.mark.long
 def test_a_sweep_is_its_runs_and_tells_what_they_show(command, tmp_path):
     events = importlib.util.find_spec("tensorboardX") is not None
-    assert command("sweep", "sweep", WEIGHTS, SEEDS, *["--tensorboard"] * events) == (0, "")
+    assert command("sweep", "sweep", "--report", WEIGHTS, SEEDS, *["--tensorboard"] * events) == (0, "")
     folder = tmp_path / "sweep"
     if events:
         written = {path.parent.name for path in folder.glob("tensorboard/*/events*")}
@@ -99,6 +99,11 @@ def test_a_sweep_is_its_runs_and_tells_what_they_show(command, tmp_path):
     assert command("sweep", "sweep", WEIGHTS, "--config.sweep.seeds=3")[0] == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before, "what is there is not done again"
     assert len(results(folder)) == 6
+    assert not (folder / "report.html").exists(), "with --no-report the older page, of fewer runs, is gone"
+    assert cli.main(["report", f"--workdir={folder}"]) == 0
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "6 runs" in page
+    assert page.count("/report.html") == 4, "runs without a page are not linked to one"
 
 
 @pytest.mark.long

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.optimised
 
 AID = REPOSITORY.parent / "shared" / "data" / "aid"
 SMALL = (
+    "--no-report",
     "--config.data.scenes.count=320",
     "--config.data.image_size=32",
     "--config.partition.clients=4",
@@ -65,7 +66,7 @@ def read(workdir: Path, name: str = "summary.json"):
 
 @pytest.mark.newest
 def test_the_folder_of_a_run_keeps_its_contract(train, capsys):
-    workdir = train("run", "--config.seeds=2", "--config.baselines=promptfl,local_coop")
+    workdir = train("run", "--report", "--config.seeds=2", "--config.baselines=promptfl,local_coop")
     printed = capsys.readouterr().out
     for row in ("zero-shot", "PromptFL", "local CoOp", "FedRSCLIP"):
         assert row in printed
@@ -162,7 +163,7 @@ def test_a_method_that_diverges_is_a_row_beside_the_others(tiny_folder, tmp_path
     workdir = tmp_path / "run"
     words = ("train", "--quiet", f"--config={REPOSITORY / 'configs/quickstart.py'}", f"--workdir={workdir}")
     flags = ("--config.method.name=promptfl", "--config.baselines=local_coop", "--config.seeds=1", "--config.rounds=1")
-    words += (*SMALL, *flags, f"--config.backbone={tiny_folder}", "--config.server.learning_rate=3e38")
+    words += (*SMALL, "--report", *flags, f"--config.backbone={tiny_folder}", "--config.server.learning_rate=3e38")
     words += ("--config.local.learning_rate=100",)  # a change above 1 times that is infinite in fp32
     for start in ("first", "again"):
         assert cli.main([*words]) == 1, start

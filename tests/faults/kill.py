@@ -26,6 +26,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 FLAGS = (
     f"--config={REPOSITORY / 'configs' / 'quickstart.py'}",
     "--quiet",
+    "--no-report",
     "--config.seeds=1",
     "--config.baselines=",
     "--config.data.scenes.count=320",
