@@ -9,7 +9,7 @@ from pathlib import Path
 
 # The tests compile some five thousand programs and run most of them for an instant, so that compiling takes three times
 # as long as everything else. They are compiled with few optimisations, those of processes that are started here too,
-# and in files marked `optimised` with more; with --nightly, or where FEDRSCLIP_TESTS_OPTIMISED says so, as for users.
+# and in tests marked `optimised` with more; with --nightly, or where FEDRSCLIP_TESTS_OPTIMISED says so, as for users.
 if "--nightly" in sys.argv:
     os.environ["FEDRSCLIP_TESTS_OPTIMISED"] = "1"
 if not os.environ.get("FEDRSCLIP_TESTS_OPTIMISED"):
@@ -65,12 +65,28 @@ def pytest_collection_modifyitems(config, items):
     # Files with the most long tests come first, so that no process is left with one of them at the end.
     of_file = Counter(item.path for item in items)
     long = Counter(item.path for item in items if item.get_closest_marker("long"))
-    items.sort(key=lambda item: (-long[item.path], -of_file[item.path], item.path))
+    items.sort(
+        key=lambda item: (
+            -long[item.path],
+            -of_file[item.path],
+            item.path,
+            item.get_closest_marker("optimised") is not None,  # together, as programs are compiled anew for them
+        )
+    )
     if not config.getoption("--nightly"):
         soak = pytest.mark.skip(reason="a soak test, which --nightly runs")
         for item in items:
             if item.get_closest_marker("nightly"):
                 item.add_marker(soak)
+
+
+def pytest_runtest_setup(item):
+    """Before any fixture: how programs of this test, and of processes that it starts, are compiled."""
+    fast = not os.environ.get("FEDRSCLIP_TESTS_OPTIMISED") and item.get_closest_marker("optimised") is None
+    if jax.config.read("jax_disable_most_optimizations") != fast:
+        jax.clear_caches()
+        jax.config.update("jax_disable_most_optimizations", fast)
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(fast))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -83,15 +99,9 @@ def feature_cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def programs_end_with_their_file(request):
+def programs_end_with_their_file():
     """Compiled programs are dropped after each file: each maps memory, and Linux allows a process 65,530 maps."""
-    as_before = jax.config.read("jax_disable_most_optimizations")
-    with pytest.MonkeyPatch.context() as patch:
-        if request.node.get_closest_marker("optimised"):
-            patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")  # of processes that are started there
-            jax.config.update("jax_disable_most_optimizations", False)
-        yield
-    jax.config.update("jax_disable_most_optimizations", as_before)
+    yield
     jax.clear_caches()
 
 

@@ -16,7 +16,7 @@ from fedrsclip_jax.federated.round import run_rounds
 from fedrsclip_jax.methods import METHODS
 from tests import toy
 
-pytestmark = [pytest.mark.newest, pytest.mark.optimised]
+pytestmark = pytest.mark.newest
 
 OFFSETS = np.concatenate([[0], np.cumsum(toy.COUNTS)])
 IMAGES = np.arange(OFFSETS[-1], dtype=np.int32)
@@ -80,6 +80,7 @@ def slope(config, backbone, key, start):
     return toy.Slope(key)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("keys", [{}, PARTIAL, {**PARTIAL, "spmd.clients_per_device": "3"}])
 def test_rounds_of_a_dispatch_change_no_bit(frozen, keys):
     one, many = engine(frozen, **keys), engine(frozen, **keys)
@@ -90,6 +91,7 @@ def test_rounds_of_a_dispatch_change_no_bit(frozen, keys):
     assert [(d.clients, d.answered, d.steps) for d in alone] == [(d.clients, d.answered, d.steps) for d in together]
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("keys", [{}, PARTIAL, {**PARTIAL, "spmd.devices": "4"}])
 def test_streamed_images_change_no_bit(frozen, keys):
     resident, streamed = engine(frozen, **keys), engine(frozen, streamed=True, **keys)
@@ -108,6 +110,7 @@ def test_one_program_serves_a_run(frozen, keys, streamed):
     assert run_rounds._cache_size() == before + 1
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("limit", [None, 6 * 2**10])
 def test_rounds_of_a_dispatch_have_room_for_private_variables(frozen, monkeypatch, limit):
     """Those of Slope are 64 bytes a client. Nine fit, which is two cohorts; of more it takes all ten."""
@@ -186,6 +189,7 @@ def test_a_program_that_was_looked_at_is_the_one_that_runs(frozen, accelerator, 
     assert not any(event.endswith("backend_compile_duration") for event in built)
 
 
+@pytest.mark.optimised
 def test_a_saved_state_goes_on_as_it_would_have(frozen):
     through, again = engine(frozen, **PARTIAL), engine(frozen, **PARTIAL)
     for number in range(1, 4):

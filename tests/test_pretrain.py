@@ -231,7 +231,7 @@ def test_the_command_writes_a_folder_that_everything_reads(
     folder = tmp_path / "deep" / "clip"
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["clip"]  # no .partial beside it
     clip, config = huggingface.load_clip(folder)
-    words, (prepare, _) = tokenizer.load_tokenizer(folder, config), preprocess.load_preprocess(folder)
+    words, prepare = tokenizer.load_tokenizer(folder, config), preprocess.load_preprocess(folder)
     assert (config.image_size, config.embed, config.text.layers) == (32, 16, 1)
     image = clip.encode_image(jnp.asarray(prepare([np.full((50, 40, 3), 99, np.uint8)])))
     text = clip.encode_text(jnp.asarray(tokenizer.tokenize(words, ["a satellite photo of a river."], config)))

@@ -12,8 +12,6 @@ from fedrsclip_jax.federated.together import Together, devices_of_a_run, run_tog
 from fedrsclip_jax.methods import METHODS
 from tests import toy
 
-pytestmark = pytest.mark.optimised
-
 SAME = 1e-5  # on prompts: the same sums, in programs that order them differently
 # Steps carry a difference on and can make it grow: seen is 2e-5 of the largest movement (fifteen steps, JAX 0.12).
 OF_MOVEMENT = 3e-5

@@ -51,7 +51,6 @@ def course(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.newest
 @pytest.mark.long
 def test_it_learns_and_is_reported_and_exported(compared, tmp_path, capfd):
     losses = course(compared)

@@ -7,8 +7,6 @@ import pytest
 from fedrsclip_jax import cli, experiment
 from fedrsclip_jax.federated.cohort import draw_cohort
 
-pytestmark = pytest.mark.optimised
-
 KINDS = {
     "iid": (),
     "dirichlet": ("--config.cohort=1", "--config.dropout=0.3"),

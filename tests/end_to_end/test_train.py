@@ -17,8 +17,6 @@ from fedrsclip_jax.federated import engine
 from fedrsclip_jax.federated.round import run_rounds
 from tests.conftest import REPOSITORY
 
-pytestmark = pytest.mark.optimised
-
 AID = REPOSITORY.parent / "shared" / "data" / "aid"
 SMALL = (
     "--no-report",
@@ -117,6 +115,7 @@ def test_the_folder_of_a_run_keeps_its_contract(train, capsys):
     assert Partition.load(runs[1] / "partition.npz").digest() != same[0]
 
 
+@pytest.mark.optimised
 def test_equal_seeds_give_equal_bits_and_evaluate_gives_the_same_scores(train, capsys):
     flags = ("--config.seeds=1", "--config.baselines=")
     first, again, other = train("a", *flags), train("b", *flags), train("c", *flags, "--config.seed=5")
@@ -192,6 +191,7 @@ def test_devices_and_lanes_change_nothing_but_the_last_digits(train):
     assert many["global"]["accuracy"] == pytest.approx(one["global"]["accuracy"], abs=1e-6)
 
 
+@pytest.mark.optimised
 @pytest.mark.long
 def test_where_images_lie_and_how_rounds_are_dispatched_change_no_bit(train, dispatches, monkeypatch):
     base = ("--config.seeds=1", "--config.baselines=", "--config.rounds=7", "--config.eval.every=7")

@@ -2,9 +2,10 @@
 
     python -m tests.faults.victim PHASE SEED FOLDER ARGUMENTS OF fedrsclip...
 
-A thread looks every millisecond at what the others are doing. It lets them enter PHASE some times, a number drawn by
-lot, and then draws a lot at each look, until one falls and the process is gone by SIGKILL. With a run's FOLDER (- for
-none) it begins to look when that holds a checkpoint.
+A thread looks every millisecond, or as often as it gets its turn, at what the others are doing. It lets them enter
+PHASE some times, a number drawn by lot, and then draws a lot at each look, until one falls and the process is gone by
+SIGKILL; from the third entry after that number on, the first look is fatal. With a run's FOLDER (- for none) it begins
+to look when that holds a checkpoint.
 """
 
 import os
@@ -15,8 +16,8 @@ import threading
 import time
 from pathlib import Path
 
-# By phase: a function on the stack of some thread, the entry into it at which death comes at the latest, and the chance
-# of death at each look from the drawn entry on.
+# By phase: a function on the stack of some thread, the last entry into it that may be drawn, and the chance of death at
+# each look from the drawn entry on.
 PHASES = {
     "encoding": (("features.py", "_compute"), 1, 0.1),  # short, as the program is on disk already
     "round": (("engine.py", "advance"), 5, 0.1),
@@ -46,7 +47,7 @@ def watch(phase: str, seed: int, folder: str) -> None:
                     inside = frame
                 frame = frame.f_back
         entries += inside is not None and inside is not before
-        if inside is not None and entries >= fatal and lots.random() < chance:
+        if inside is not None and entries >= fatal and (entries >= fatal + 3 or lots.random() < chance):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
