@@ -78,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
             "--report",
             action=argparse.BooleanOptionalAction,
             default=True,
-            help="draw report.html (default); without, an older one is removed, and `fedrsclip report` draws it later",
+            help="draw report.html (default); --no-report removes older ones, and `fedrsclip report` draws one later",
         )
 
     train = verb(

@@ -101,8 +101,8 @@ def compare(
     Args:
       interrupt, allowed: see `experiment.run`.
       tensorboard: whether to write event files, below `folder/tensorboard/` a folder a run.
-      report: whether to draw `report.html`, of the comparison and of each run; otherwise older ones are removed, which
-        would show less than what has been run.
+      report: whether to draw `report.html`, of the comparison and of each run; otherwise older ones are removed, as
+        they may show less than what has been run.
 
     Returns:
       The comparison: `rows` by name, `paired_on_clients`, which are differences of the method to each other row, and
@@ -150,6 +150,7 @@ def compare(
             except Diverged as error:  # a result like any other, of this run alone
                 diverged.append({"method": name, "seed": alone.seed, "reason": str(error)})
                 progress.say(f"{name}, seed {alone.seed}: {error}")
+                remove_report(own)
             else:
                 finished.append(summary)
                 if len(planned.runs) > 1:  # or the only page is written below

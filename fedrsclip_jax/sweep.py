@@ -29,7 +29,7 @@ from fedrsclip_jax.interrupt import Interrupt
 from fedrsclip_jax.ledger import read_lines
 from fedrsclip_jax.methods import find_method
 from fedrsclip_jax.progress import Progress, Whole
-from fedrsclip_jax.report.page import remove_report, write_report
+from fedrsclip_jax.report.page import FILE, remove_report, write_report
 from fedrsclip_jax.report.sweep import write_results
 from fedrsclip_jax.task import Task, encode_images, load_task
 
@@ -125,7 +125,8 @@ def sweep(
     Args:
       interrupt, allowed: see `experiment.run`.
       tensorboard: whether to write event files, below `folder/tensorboard/` a folder a run.
-      report: whether to draw `report.html`, of the sweep and of each run; otherwise older ones are removed.
+      report: whether to draw `report.html`, of the sweep and of each run; otherwise older ones are removed, as they
+        may show less than what has been run.
 
     Returns:
       What `sweep.json` says: the rows with their results.
@@ -254,6 +255,8 @@ def _run_group(
             pending.append(each)
         else:
             whole.skip(each.config.rounds)
+            if draw is remove_report or not (each.folder / FILE).is_file():
+                draw(each.folder)
             if event_files is not None:
                 with Events(event_files / each.folder.name) as written:
                     written.follow(read_lines(each.folder))
@@ -303,7 +306,9 @@ def _run_group(
                 title = f"{len(left)} runs of {left[0].config.method.name}"
                 interrupt.leave(f"{title}: saved after round {least} of {left[0].config.rounds}")
         for run in runs:
-            if not _mark(run.folder).is_file():
+            if _mark(run.folder).is_file():
+                remove_report(run.folder)
+            else:
                 run.summarise()
                 draw(run.folder)
         follow()

@@ -479,7 +479,7 @@ def _entries(config: Config, task: Task, grid: int | None) -> dict[str, Any]:
 
 
 def _encoder(task: Task, grid: int | None) -> features.Encoder:
-    """Loads its preprocessing at its first call, as mostly all images are in the cache."""
+    """It loads the preprocessing at its first call, as usually every image is in the cache."""
     prepare = cache(lambda: preprocess.load_preprocess(task.folder))
     return image_encoder(task.clip, lambda images: prepare()(images), grid=grid)
 

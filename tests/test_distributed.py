@@ -149,7 +149,7 @@ def launched(*words: str, **more: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.long
 def test_a_run_in_two_processes_is_the_run_in_one(tiny_folder, tmp_path, capsys):
-    flags = (*SMALL, f"--config.backbone={tiny_folder}", "--config.rounds=3")
+    flags = (*SMALL, f"--config.backbone={tiny_folder}", "--config.rounds=3", "--report")
     one, two = tmp_path / "one", tmp_path / "two"
     assert cli.main(["train", *flags, "--config.spmd.devices=1", f"--workdir={one}"]) == 0
     table = capsys.readouterr().out.replace(str(one), str(two))

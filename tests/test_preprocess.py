@@ -83,3 +83,25 @@ def test_settings_that_cannot_be_used(tmp_path, refused, written):
         (tmp_path / "preprocessor_config.json").write_text(written)
     with refused(tmp_path, "preprocessor_config.json", "download"):
         load_preprocess(tmp_path)
+    if written != '{"size": "large"}':  # which transformers alone finds
+        with refused(tmp_path, "preprocessor_config.json", "download"):
+            settings_digest(tmp_path)
+
+
+def test_images_in_the_cache_need_no_processor(tiny_folder, monkeypatch):
+    """Its import takes seconds where PyTorch is installed."""
+    from fedrsclip_jax.clip import preprocess
+    from fedrsclip_jax.config import Config, resolve
+    from fedrsclip_jax.progress import Progress
+    from fedrsclip_jax.task import encode_images, load_task
+
+    keys = {"backbone": str(tiny_folder), "data.scenes.count": "32", "data.image_size": "16", "data.scenes.seed": "7"}
+    config = resolve(Config, {}, [*keys.items()])
+    task = load_task(config)
+    first = encode_images(config, task, Progress(quiet=True))
+
+    def never(folder):
+        raise AssertionError("loaded for nothing")
+
+    monkeypatch.setattr(preprocess, "load_preprocess", never)
+    np.testing.assert_array_equal(encode_images(config, task, Progress(quiet=True)).plain, first.plain)

@@ -65,7 +65,7 @@ def _settings(folder: Path) -> dict[str, Any]:
         settings = json.loads(path.read_text())
         if not isinstance(settings, dict):
             raise ValueError(f"{type(settings).__name__} instead of an object")
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise _unusable(folder, error) from error
     return settings
 

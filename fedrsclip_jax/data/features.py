@@ -360,7 +360,10 @@ def _compute(folder: Path, identity: dict[str, Any], job: _Job) -> None:
                     recorded = done
                 job.report(done)
     except BaseException:
-        if features is not None and done > recorded:  # so that Ctrl-C loses no batch
+        if features is None:  # nothing was encoded
+            with contextlib.suppress(OSError):
+                partial.rmdir()
+        elif done > recorded:  # so that Ctrl-C loses no batch
             _record(partial, identity, features, readable, done)
         raise
     assert features is not None

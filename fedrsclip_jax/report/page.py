@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fedrsclip_jax import formats
+from fedrsclip_jax import distributed, formats
 from fedrsclip_jax.errors import InputError
 from fedrsclip_jax.evidence import Evidence
 from fedrsclip_jax.files import read_json, write_text
@@ -56,8 +56,9 @@ def write_report(folder: Path, path: Path | None = None) -> Path:
 
 
 def remove_report(folder: Path) -> None:
-    """Removes the page of a folder, if there is one: it shows less than what has been run since."""
-    (folder / FILE).unlink(missing_ok=True)
+    """Removes the page of a folder, if there is one, as it may show less than what has been run since."""
+    if distributed.first():
+        (folder / FILE).unlink(missing_ok=True)
 
 
 def write_joint_report(folders: Sequence[Path], path: Path) -> None:
@@ -257,7 +258,7 @@ def _sweep(folder: Path) -> tuple[str, str]:
                 else ("diverged", "", "", "")
             ),
             f'<a href="{html.escape(run["folder"])}/{FILE}">report</a>'
-            if (folder / run["folder"] / FILE).is_file()
+            if run["summary"] and (folder / run["folder"] / FILE).is_file()
             else "",
         )
         for row in result["rows"]

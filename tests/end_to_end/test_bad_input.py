@@ -172,6 +172,18 @@ def test_backbone_folder_that_lacks_a_file(refused, here, federation, tiny_folde
     assert remedy in line
 
 
+def test_preprocessing_that_cannot_be_used(refused, here, federation, tiny_folder, feature_cache):
+    """Settings that transformers alone refuses are met with the first images; nothing is left in the cache."""
+    shutil.copytree(tiny_folder, here / "clip")
+    path = here / "clip" / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"size": "large"}))
+    unfinished = {*feature_cache.glob("*.partial")}
+    line = refused("train", *federation, "--config.backbone=clip")
+    assert "preprocessor_config.json cannot be used" in line
+    assert "download the folder again" in line
+    assert {*feature_cache.glob("*.partial")} == unfinished
+
+
 def test_backbone_that_is_nowhere(refused, federation):
     line = refused("train", *federation, "--config.backbone=./nowhere")
     assert "'./nowhere' is no folder" in line

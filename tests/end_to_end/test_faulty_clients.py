@@ -103,13 +103,13 @@ ATTACKS = {
     "random": lambda delta: 10 * jax.random.normal(jax.random.key(0), delta.shape),
 }
 # Points that an attack takes from the mean at least. Random tokens say nothing to the tower, so that they leave what
-# there is without a prompt (zero-shot), and take away what training has gained.
+# there is without a prompt (zero-shot), and take away what training has gained. Seen with JAX 0.10: 24, 20 and 7.5.
 BREAKS = {"turned sign": 5, "scaled": 5, "random": 3}
 
 
 @pytest.fixture(scope="module")
 def quickstart():
-    """Accuracy in points on the clients' own images of PromptFL on a third of the quickstart's, 20 rounds, one seed.
+    """Accuracy in points on the clients' own images of 20 rounds of PromptFL on a third of the quickstart's images.
 
     The first client sends garbage, which is put in place of its change where the server reads it.
     """
@@ -163,4 +163,4 @@ def test_hostile_clients_break_the_mean_and_not_the_robust_averages(quickstart):
     for aggregator in ("median", "trimmed_mean", "norm_clipped_mean", "multi_krum", "krum"):
         alone = quickstart(aggregator, "none")
         for attack in BREAKS:
-            assert quickstart(aggregator, attack) > alone - 2, (aggregator, attack)
+            assert quickstart(aggregator, attack) > alone - 2, (aggregator, attack)  # seen: 0.4 with JAX 0.10

@@ -101,6 +101,8 @@ def test_the_folder_of_a_run_keeps_its_contract(train, capsys):
         config = configuration.resolve(configuration.Config, formats.read(run / "config.json"))
         assert config.method.name == summary["method"]
         assert "<h1>" in (run / "report.html").read_text()
+    train("run", "--no-report", "--config.seeds=2", "--config.baselines=promptfl,local_coop")
+    assert not [*workdir.rglob("report.html")], "left out, and older ones are gone"
     prompt = 4 * 32
     assert read(workdir)["uplink_params_per_client_round"] == prompt
     assert read(workdir)["uplink_bytes_per_client_round"] == 4 * prompt

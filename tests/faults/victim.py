@@ -4,8 +4,8 @@
 
 A thread looks every millisecond, or as often as it gets its turn, at what the others are doing. It lets them enter
 PHASE some times, a number drawn by lot, and then draws a lot at each look, until one falls and the process is gone by
-SIGKILL; from the third entry after that number on, the first look is fatal. With a run's FOLDER (- for none) it begins
-to look when that holds a checkpoint.
+SIGKILL; the tenth look is fatal, and any look from the third further entry on. With a run's FOLDER (- for none) it
+begins to look when that holds a checkpoint.
 """
 
 import os
@@ -19,7 +19,7 @@ from pathlib import Path
 # By phase: a function on the stack of some thread, the last entry into it that may be drawn, and the chance of death at
 # each look from the drawn entry on.
 PHASES = {
-    "encoding": (("features.py", "_compute"), 1, 0.1),  # short, as the program is on disk already
+    "encoding": (("features.py", "_compute"), 1, 0.1),
     "round": (("engine.py", "advance"), 5, 0.1),
     "evaluation": (("evaluate.py", "score_federation"), 3, 0.1),
     "save": (("checkpoint.py", "save"), 4, 0.5),
@@ -35,7 +35,7 @@ def has_checkpoint(workdir: Path) -> bool:
 def watch(phase: str, seed: int, folder: str) -> None:
     (file, function), most, chance = PHASES[phase]
     lots = random.Random(seed)
-    fatal, entries, inside = lots.randint(1, most), 0, None
+    fatal, entries, looks, inside = lots.randint(1, most), 0, 0, None
     while folder != "-" and not has_checkpoint(Path(folder)):
         time.sleep(0.001)
     while True:
@@ -47,8 +47,10 @@ def watch(phase: str, seed: int, folder: str) -> None:
                     inside = frame
                 frame = frame.f_back
         entries += inside is not None and inside is not before
-        if inside is not None and entries >= fatal and (entries >= fatal + 3 or lots.random() < chance):
-            os.kill(os.getpid(), signal.SIGKILL)
+        if inside is not None and entries >= fatal:
+            looks += 1
+            if looks >= 10 or entries >= fatal + 3 or lots.random() < chance:
+                os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":
