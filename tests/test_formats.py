@@ -164,7 +164,7 @@ def test_a_newer_format_is_refused_in_a_line_that_names_both_versions(first, cap
         kept = (first / "run" / f"{name}.json").read_text()
         newer = {**json.loads(kept), "format": FORMAT + 1, "version": "9.9"}
         (first / "run" / f"{name}.json").write_text(json.dumps(newer))
-        for verb in (["train"], ["evaluate"], ["report"], ["export", "--format=coop", "--output=out"]):
+        for verb in (["train"], ["evaluate"], ["report"], ["export", "--format=safetensors", "--output=out"]):
             if (name, verb) == ("config", ["report"]):
                 continue  # it quotes the configuration as it stands
             err = said(capfd, *verb, "--workdir=run")
