@@ -150,7 +150,8 @@ def compare(
             except Diverged as error:  # a result like any other, of this run alone
                 diverged.append({"method": name, "seed": alone.seed, "reason": str(error)})
                 progress.say(f"{name}, seed {alone.seed}: {error}")
-                remove_report(own)
+                with distributed.together():
+                    remove_report(own)
             else:
                 finished.append(summary)
                 if len(planned.runs) > 1:  # or the only page is written below

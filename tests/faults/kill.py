@@ -93,7 +93,7 @@ def kill(times: int, seed: int, say=print) -> tuple[dict[str, int], int]:
             while owed:
                 phase = owed[0]
                 after = str(workdir) if len(owed) == 1 and phase != first else "-"
-                began, found = time.monotonic(), killed and has_checkpoint(workdir)
+                began, goes_on = time.monotonic(), killed and has_checkpoint(workdir)
                 victim = ["tests.faults.victim", phase, str(lots.randrange(2**31)), after]
                 if start(victim, workdir, cache, xla) == 0:  # on a busy machine nobody may have looked in time
                     missed += 1
@@ -101,7 +101,7 @@ def kill(times: int, seed: int, say=print) -> tuple[dict[str, int], int]:
                     say(f"     the run ended before it could be killed at: {phase}; once more, in a new run")
                     break
                 killed = True
-                went_on += found
+                went_on += goes_on
                 counts[phase] += 1
                 done += 1
                 del owed[0]
