@@ -23,11 +23,12 @@ if [ ! -x "$venv/bin/python" ]; then
   "$python" -m venv "$venv"
 fi
 
-# Installed once, and again when what is to be installed has changed.
-stamp="$venv/.installed-$(cat "$top/setup.cfg" "$top/setup.py" "$top/pyproject.toml" | cksum | tr -d ' \t')"
+# Installed once for each set of extras, and again when what is to be installed has changed.
+extras="${EXTRAS:-test}"
+stamp="$venv/.installed-$extras-$(cat "$top/setup.cfg" "$top/setup.py" "$top/pyproject.toml" | cksum | tr -d ' \t')"
 if [ ! -f "$stamp" ]; then
   echo "launch/local.sh: installing into $venv (once; a few minutes)" >&2
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "${top}[${EXTRAS:-test}]"
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "${top}[$extras]"
   touch "$stamp"
 fi
 
